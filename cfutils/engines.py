@@ -1,0 +1,259 @@
+"""What draws tokens from a model: vLLM in a process of its own, or transformers in this one.
+
+Both take the same requests and return the same completions. Each request has its own seed, so samples
+do not depend on what is drawn beside them (up to floating-point rounding); stop and length are recorded
+and nothing is masked, so a completion is a draw from the model's own law at the temperature.
+vLLM's process is started on first use, serves any number of calls, and is gone after `close`, with all
+of its memory (deleting an engine in place frees it unreliably: vllm-project/vllm#1908).
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+from cfutils import models
+from cfutils.errors import UserError
+from cfutils.profiles import Profile
+from cfutils.store import emit, say
+
+CODE = ("cfutils.engines",)
+CPU_CACHE_GIB = 2  # of keys and values; unset, vLLM takes 92 % of the machine's memory
+
+
+@dataclass(frozen=True)
+class Request:
+    """One sequence to draw: continue these token ids, with this seed."""
+
+    prompt: tuple[int, ...]
+    seed: int
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What was drawn: tokens (end token included), log p of each at temperature 1, why it ended."""
+
+    token_ids: list[int]
+    logprobs: list[float]
+    finish_reason: str
+
+
+class Engine(Protocol):
+    """Draws completions; a context manager."""
+
+    def draw(
+        self, requests: list[Request], *, temperature: float, max_tokens: int, stop: tuple[int, ...]
+    ) -> list[Completion]:
+        """Draw one completion a request, in order."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *exc: object) -> None: ...
+
+
+def open_engine(profile: Profile, folder: Path, *, max_length: int) -> Engine:
+    """Return the profile's engine for a model folder; `max_length` counts prompt and completion."""
+    if profile.engine == "vllm":
+        return VllmEngine(folder, profile, max_length=max_length)
+    return TransformersEngine(folder, profile)
+
+
+class VllmEngine:
+    """vLLM in a spawned process, spoken to through a pipe; ends by itself if this process is killed."""
+
+    def __init__(self, folder: Path, profile: Profile, *, max_length: int) -> None:
+        self._settings = {
+            "model": str(folder),
+            "dtype": profile.dtype,
+            "max_model_len": max_length,
+            "max_num_seqs": max(profile.chunk, 1),
+            "trust_remote_code": profile.trust_remote_code,
+        }
+        self._process: multiprocessing.process.BaseProcess | None = None
+
+    def _start(self) -> None:
+        say(f"start vLLM ({self._settings['dtype']})")
+        emit("model", path=self._settings["model"])
+        context = multiprocessing.get_context("spawn")
+        self._log = tempfile.NamedTemporaryFile("w+", prefix="vllm-", suffix=".log")  # noqa: SIM115
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(
+            target=_serve, args=(theirs, self._settings, self._log.name), daemon=True
+        )
+        self._process.start()
+        theirs.close()
+        self._receive()
+
+    def _receive(self) -> Any:
+        try:
+            kind, value = self._pipe.recv()
+        except EOFError:
+            self._process.join(10)
+            kind, value = "error", f"its process ended with code {self._process.exitcode}"
+        if kind == "error":
+            tail = Path(self._log.name).read_text(errors="replace")[-1500:]
+            self.__exit__()
+            raise UserError(
+                f"vLLM failed: {value}\n{tail}\nRun `cfutils doctor`, or set engine: transformers in "
+                "the profile, which is slower and needs nothing more."
+            )
+        return value
+
+    def draw(
+        self, requests: list[Request], *, temperature: float, max_tokens: int, stop: tuple[int, ...]
+    ) -> list[Completion]:
+        """Draw one completion a request, in order."""
+        if self._process is None:
+            self._start()
+        self._pipe.send((requests, temperature, max_tokens, list(stop)))
+        return self._receive()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._process is None:
+            return
+        self._pipe.close()  # the process reads the end of the pipe and leaves
+        self._process.join(20)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+        self._process = None
+        self._log.close()
+
+
+def _cpu_environment() -> dict[str, str]:
+    """Let vLLM use every core that this process may use: by default it reserves one and binds one."""
+    cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+    return {
+        "VLLM_CPU_OMP_THREADS_BIND": cores,
+        "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
+        "VLLM_CPU_KVCACHE_SPACE": str(CPU_CACHE_GIB),
+    }
+
+
+def _serve(pipe: Any, settings: dict[str, Any], log: str) -> None:
+    """Run vLLM in its own process until the other end of the pipe closes."""
+    with open(log, "w", buffering=1) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.environ |= {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # reproducible: no scheduler in a second process
+        "VLLM_NO_USAGE_STATS": "1",
+        **_cpu_environment(),
+    }
+    try:
+        import torch
+        from vllm import LLM, SamplingParams
+        from vllm.inputs import TokensPrompt
+
+        llm = LLM(
+            **settings,
+            seed=0,
+            generation_config="vllm",  # never the model's own top-k or temperature
+            enable_prefix_caching=False,
+            enforce_eager=not torch.cuda.is_available(),  # compiling takes a minute on a CPU
+            skip_tokenizer_init=True,
+        )
+        pipe.send(("ready", None))
+        while True:
+            requests, temperature, max_tokens, stop = pipe.recv()
+            params = [
+                SamplingParams(
+                    temperature=temperature, max_tokens=max_tokens, seed=r.seed, logprobs=0,
+                    stop_token_ids=stop, detokenize=False,
+                )
+                for r in requests
+            ]  # fmt: skip
+            prompts = [TokensPrompt(prompt_token_ids=list(r.prompt)) for r in requests]
+            outputs = [o.outputs[0] for o in llm.generate(prompts, params, use_tqdm=False)]
+            pipe.send(("drawn", [
+                Completion(
+                    list(o.token_ids),
+                    [step[token].logprob for token, step in zip(o.token_ids, o.logprobs, strict=True)],
+                    o.finish_reason,
+                )
+                for o in outputs
+            ]))  # fmt: skip
+    except EOFError:
+        os._exit(0)  # the work is done; vLLM's own shutdown has nothing left to save
+    except BaseException as error:
+        pipe.send(("error", f"{type(error).__name__}: {error}"))
+        raise
+
+
+class TransformersEngine:
+    """The same draws by a plain loop over transformers' forward pass: slower, works everywhere."""
+
+    def __init__(self, folder: Path, profile: Profile) -> None:
+        self._folder, self._profile, self._model = folder, profile, None
+
+    def draw(
+        self, requests: list[Request], *, temperature: float, max_tokens: int, stop: tuple[int, ...]
+    ) -> list[Completion]:
+        """Draw one completion a request, in order; finished rows leave the batch."""
+        import torch
+
+        if self._model is None:
+            self._model = models.load(self._folder, self._profile)
+        device = self._model.device
+        width = max(len(r.prompt) for r in requests)
+        ids = torch.zeros(len(requests), width, dtype=torch.long)
+        seen = torch.zeros_like(ids)
+        for row, request in enumerate(requests):  # padded on the left: the last column is the newest
+            ids[row, width - len(request.prompt) :] = torch.tensor(request.prompt)
+            seen[row, width - len(request.prompt) :] = 1
+        ids, seen = ids.to(device), seen.to(device)
+        generators = [torch.Generator().manual_seed(r.seed) for r in requests]
+        done = [Completion([], [], "length") for _ in requests]
+        alive = list(range(len(requests)))
+        cache = None
+        with torch.inference_mode():
+            for _ in range(max_tokens):
+                position = (seen.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+                out = self._model(
+                    input_ids=ids, attention_mask=seen, position_ids=position,
+                    past_key_values=cache, use_cache=True, logits_to_keep=1,
+                )  # fmt: skip
+                cache = out.past_key_values
+                logits = out.logits[:, -1].float()
+                noise = torch.stack(
+                    [torch.empty(logits.shape[1]).exponential_(generator=generators[i]) for i in alive]
+                ).to(device)
+                # argmax of p_i / E_i with E_i exponential is a draw from p (the Gumbel trick)
+                chosen = ((logits / temperature).softmax(-1) / noise).argmax(-1)
+                logprob = logits.log_softmax(-1).gather(1, chosen[:, None])[:, 0]
+                going = []
+                for row, (token, value) in enumerate(
+                    zip(chosen.tolist(), logprob.tolist(), strict=True)
+                ):
+                    completion = done[alive[row]]
+                    completion.token_ids.append(token)
+                    completion.logprobs.append(value)
+                    if token in stop:
+                        done[alive[row]] = Completion(
+                            completion.token_ids, completion.logprobs, "stop"
+                        )
+                    else:
+                        going.append(row)
+                if not going:
+                    break
+                if len(going) < len(alive):
+                    keep = torch.tensor(going, device=device)
+                    cache.batch_select_indices(keep)
+                    seen, chosen = seen[keep], chosen[keep]
+                    alive = [alive[row] for row in going]
+                ids = chosen[:, None]
+                seen = torch.cat([seen, torch.ones_like(seen[:, :1])], dim=1)
+        return done
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._model = None

@@ -1,0 +1,333 @@
+"""Scores of one model: retained tasks, target, probes; item by item, so that comparisons can be paired.
+
+Retained tasks go through lm-eval's own definitions and HFLM. An accuracy on a hundred items has a
+standard error of four to five points, so beside it stands the continuous reading of the same items:
+`margin`, the log-likelihood of the right choice minus the best wrong one (nats), and `bpb_gold`, bits
+per byte of the right choice. Probes are sequences never trained on: NLL and exact full-vocabulary
+KL(base || tuned) at each token. What is stored are items; scores are sums over them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import logging
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from cfutils import losses, models, replay, tasks
+from cfutils.profiles import Profile
+from cfutils.replay import Sequence
+from cfutils.store import Artifact, Step, say
+from cfutils.tasks import Example
+
+CODE = ("cfutils.score", "cfutils.losses", *tasks.CODE, *models.CODE, *replay.CODE)
+ITEM = ["group", "task", "metric", "item", "value", "weight"]
+
+HEADLINE = ("acc", "exact_match", "exact_match_flexible")
+"""Metrics of the target's own task that are kept."""
+
+Loader = Callable[[Path], torch.nn.Module]
+Sequences = Callable[[dict[str, Artifact]], dict[str, list[Sequence]]]
+
+
+def aggregate(items: pd.DataFrame) -> pd.DataFrame:
+    """Return one row a (group, task, metric): value = sum(w v) / sum(w), its standard error, and n.
+
+    The standard error is that of a ratio of sums over independent items:
+    sqrt(n / (n - 1) sum (w (v - value))^2) / sum(w).
+    """
+    rows = []
+    for keys, group in items.groupby(["group", "task", "metric"], sort=False):
+        v, w, n = group["value"].to_numpy(float), group["weight"].to_numpy(float), len(group)
+        value = (w * v).sum() / w.sum()
+        residual = (w * (v - value)) ** 2
+        stderr = math.sqrt(n / (n - 1) * residual.sum()) / w.sum() if n > 1 else math.nan
+        rows.append([*keys, value, stderr, n])
+    return pd.DataFrame(rows, columns=["group", "task", "metric", "value", "stderr", "n"])
+
+
+def scores_step(
+    profile: Profile,
+    group: str,
+    base: Step,
+    tuned: Step,
+    *,
+    loader: Loader,
+    needs: dict[str, Step] | None = None,
+    params: dict[str, Any],
+    sequences: Sequences | None = None,
+    heldout: Callable[[], list[Example]] | None = None,
+    label: str,
+) -> Step:
+    """Return the step that scores a model (the base itself, or a run) on one group of tasks.
+
+    `loader` gives the model of a folder (the Lab keeps the last ones); `sequences` gives each task's
+    sequences from the artifacts of `needs`; `params` says what decides them.
+    """
+    build = functools.partial(
+        {"retained": _retained, "target": _target, "probe": _probe}[group],
+        profile=profile, loader=loader, sequences=sequences, heldout=heldout,
+    )  # fmt: skip
+    return Step(
+        "scores", {"group": group, "dtype": profile.dtype, **params}, build,
+        needs={"base": base, "model": tuned, **(needs or {})}, code=CODE, label=f"{group} of {label}",
+    )  # fmt: skip
+
+
+def read_items(artifact: Artifact) -> pd.DataFrame:
+    """Return the items frame of a scores artifact."""
+    return pd.read_parquet(artifact.path / "items.parquet")
+
+
+def _retained(
+    work: Path, needs: dict[str, Artifact], *, profile: Profile, loader: Loader, **_: Any
+) -> dict[str, Any]:
+    folder = models.folder(needs["model"])
+    parts = []
+    for name in profile.retained:
+        part = work / f"part-{name}.parquet"
+        if not part.exists():
+            task = tasks.lm_eval_task(name, local=profile.benchmarks == "package")
+            indices = tasks.evenly(len(task.eval_docs), profile.limit)
+            items = lm_eval_items(
+                loader(folder), folder, task, indices=indices, group="retained", profile=profile
+            )
+            items.to_parquet(part.with_suffix(".tmp"), index=False)
+            part.with_suffix(".tmp").replace(part)
+        parts.append(part)
+    frame = pd.concat([pd.read_parquet(part) for part in parts], ignore_index=True)
+    frame.to_parquet(work / "items.parquet", index=False)
+    for part in parts:
+        part.unlink()
+    return {}
+
+
+def lm_eval_items(
+    model: torch.nn.Module,
+    folder: Path,
+    task: Any,
+    *,
+    indices: list[int],
+    group: str,
+    profile: Profile,
+) -> pd.DataFrame:
+    """Run one lm-eval task on chosen items through HFLM; return the items frame.
+
+    Metrics keep lm-eval's names; those of a filter other than the first are named metric_filter.
+    """
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    tokenizer = models.load_tokenizer(folder, trust_remote_code=profile.trust_remote_code)
+    name, generates = task.config.task, task.OUTPUT_TYPE == "generate_until"
+    with contextlib.redirect_stderr(io.StringIO()):  # its progress bars stick under papermill
+        lm = HFLM(
+            pretrained=model,
+            tokenizer=tokenizer,
+            batch_size=profile.score_batch,
+        )
+        result = simple_evaluate(
+            lm,
+            tasks=[task],
+            samples={name: indices},
+            bootstrap_iters=0,
+            log_samples=True,
+            apply_chat_template=profile.chat_template,
+            gen_kwargs=f"max_gen_toks={profile.max_new_tokens}" if generates else None,
+            task_manager=TaskManager(include_defaults=False),
+            random_seed=None,  # leave the global generators alone
+            numpy_random_seed=None,
+            torch_random_seed=None,
+        )
+    rows: list[list] = []
+    first = result["samples"][name][0]["filter"]
+    for sample in result["samples"][name]:
+        suffix = "" if sample["filter"] == first else f"_{sample['filter'].split('-')[0]}"
+        item = str(sample["doc_id"])
+        for metric in sample["metrics"]:
+            rows.append([group, name, metric + suffix, item, float(sample[metric]), 1.0])
+        if task.OUTPUT_TYPE == "multiple_choice":
+            rows += [[group, name, *row] for row in _continuous(task, sample, item)]
+    say(f"  {name}: {len(indices)} items")
+    return pd.DataFrame(rows, columns=ITEM)
+
+
+def _continuous(task: Any, sample: dict, item: str) -> list[list]:
+    """Margin and bits per byte of one multiple-choice item, from its choices' log-likelihoods."""
+    doc = sample["doc"]
+    gold = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
+    if isinstance(gold, str):
+        gold = task.doc_to_choice(doc).index(gold)
+    logliks = [float(answer[0]) for answer in sample["filtered_resps"]]
+    right = logliks.pop(gold)
+    n_bytes = len(sample["arguments"][gold][1].encode())
+    return [
+        ["margin", item, right - max(logliks), 1.0],
+        ["bpb_gold", item, -right / (n_bytes * math.log(2)), float(n_bytes)],
+    ]
+
+
+def _target(
+    work: Path,
+    needs: dict[str, Artifact],
+    *,
+    profile: Profile,
+    loader: Loader,
+    sequences: Sequences,
+    heldout: Callable[[], list[Example]],
+) -> dict[str, Any]:
+    """NLL and bits per byte of held-out responses, and the target's own lm-eval task."""
+    folder = models.folder(needs["model"])
+    model, examples = loader(folder), heldout()
+    name, target = Path(profile.target).stem, tasks.target(profile.target)
+    rows: list[list] = []
+    for example, sequence in zip(examples, sequences(needs)[name], strict=True):
+        nll, _ = token_scores(model, None, [sequence], size=1)[0]
+        text = nll[:-1].sum()  # the end token has no bytes
+        n_bytes = len(example.response.encode())
+        rows.append(["target", name, "nll", example.id, nll.mean(), len(nll)])
+        rows.append(["target", name, "bpb", example.id, text / (n_bytes * math.log(2)), n_bytes])
+    items = pd.DataFrame(rows, columns=ITEM)
+    wanted = profile.n_generate if target.generates else profile.n_heldout
+    if target.task and wanted:
+        docs = [e.doc for e in examples[:wanted]] if target.local else None
+        task = tasks.lm_eval_task(target.task, docs=docs, local=target.local)
+        found = lm_eval_items(
+            model, folder, task, indices=tasks.evenly(len(task.eval_docs), wanted), group="target",
+            profile=profile,
+        )  # fmt: skip
+        items = pd.concat([items, found[found["metric"].isin(HEADLINE)]], ignore_index=True)
+    items.to_parquet(work / "items.parquet", index=False)
+    return {}
+
+
+def _probe(
+    work: Path,
+    needs: dict[str, Artifact],
+    *,
+    profile: Profile,
+    loader: Loader,
+    sequences: Sequences,
+    heldout: Any,
+) -> dict[str, Any]:
+    """NLL and KL(base || tuned) at every token of every probe."""
+    folder, base_folder = models.folder(needs["model"]), models.folder(needs["base"])
+    model = loader(folder)
+    base = None if folder == base_folder else loader(base_folder)
+    tokenizer = models.load_tokenizer(folder, trust_remote_code=profile.trust_remote_code)
+    rows, tokens = [], []
+    for name, batch in sequences(needs).items():
+        scored = token_scores(model, base, batch, size=profile.score_batch)
+        for number, (sequence, (nll, kl)) in enumerate(zip(batch, scored, strict=True)):
+            rows.append(["probe", name, "nll", str(number), nll.mean(), len(nll)])
+            rows.append(["probe", name, "kl", str(number), kl.mean(), len(kl)])
+            ids = sequence.ids[sequence.first :]
+            tokens.append(
+                pd.DataFrame(
+                    {
+                        "task": name,
+                        "sequence": number,
+                        "position": range(len(ids)),
+                        "token": [tokenizer.decode([i]) for i in ids],
+                        "nll": nll,
+                        "kl": kl,
+                    }
+                )
+            )
+        say(f"  probe {name}: {len(batch)} sequences")
+    pd.DataFrame(rows, columns=ITEM).to_parquet(work / "items.parquet", index=False)
+    pd.concat(tokens, ignore_index=True).to_parquet(work / "tokens.parquet", index=False)
+    return {}
+
+
+@torch.inference_mode()
+def token_scores(
+    model: torch.nn.Module,
+    base: torch.nn.Module | None,
+    batch: list[Sequence],
+    *,
+    size: int,
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return each sequence's (NLL, KL(base || model)) at its supervised tokens, in nats.
+
+    Without a base the model is the base, and KL is zero. `size` is the number of sequences in one
+    forward pass.
+    """
+    found: list[tuple[np.ndarray, np.ndarray]] = []
+    for begin in range(0, len(batch), size):
+        rows = batch[begin : begin + size]
+        ids, seen, mask = next(losses.micro_batches(rows, len(rows), by_length=False))
+        ids, seen, mask = ids.to(model.device), seen.to(model.device), mask.to(model.device)
+        logits = model(input_ids=ids, attention_mask=seen).logits
+        chosen, targets = losses.supervised(logits, ids, mask)
+        nll = losses.token_nll(chosen, targets)
+        kl = torch.zeros_like(nll)
+        if base is not None:
+            base_logits = base(input_ids=ids, attention_mask=seen).logits
+            kl = losses.token_kl(losses.supervised(base_logits, ids, mask)[0], chosen)
+        edges = np.cumsum([s.supervised for s in rows])[:-1]
+        parts = (np.split(t.double().cpu().numpy(), edges) for t in (nll, kl))
+        found += zip(*parts, strict=True)
+    return found
+
+
+def read_tokens(artifact: Artifact) -> pd.DataFrame:
+    """Return the token-level frame of a probe artifact: task, sequence, position, token, nll, kl."""
+    return pd.read_parquet(artifact.path / "tokens.parquet")
+
+
+def entropy_step(profile: Profile, base: Step, samples: Step, *, loader: Loader) -> Step:
+    """Return the step that measures the base's entropy at each position of its own samples."""
+    build = functools.partial(_entropy, profile=profile, loader=loader)
+    return Step(
+        "entropy", {"dtype": profile.dtype}, build, needs={"base": base, "samples": samples},
+        code=CODE, label=f"entropy of {samples.label}",
+    )  # fmt: skip
+
+
+@torch.inference_mode()
+def _entropy(
+    work: Path, needs: dict[str, Artifact], *, profile: Profile, loader: Loader
+) -> dict[str, Any]:
+    """Write one row a token: sample, position, entropy of p_base(. | prefix) at T = 1, log-probability.
+
+    The log-probability is this engine's; its distance from the sampling engine's is kept in the notes.
+    """
+    model = loader(models.folder(needs["base"]))
+    samples = pd.read_parquet(needs["samples"].path / "samples.parquet")
+    frames, gap = [], []
+    for row in samples.itertuples():
+        prompt, drawn = list(row.prompt_ids), list(row.token_ids)
+        ids = torch.tensor([prompt + drawn], device=model.device)
+        mask = torch.zeros_like(ids, dtype=torch.bool)
+        mask[:, len(prompt) :] = True
+        chosen, targets = losses.supervised(model(input_ids=ids).logits, ids, mask)
+        logprob = -losses.token_nll(chosen, targets).cpu().numpy()
+        gap.append(np.abs(logprob - np.asarray(row.logprobs)).mean())
+        frames.append(
+            pd.DataFrame(
+                {
+                    "sample": row.index,
+                    "position": range(len(drawn)),
+                    "entropy": losses.token_entropy(chosen).cpu().numpy(),
+                    "logprob": logprob,
+                }
+            )
+        )
+    pd.concat(frames, ignore_index=True).to_parquet(work / "entropy.parquet", index=False)
+    return {"engine_gap": float(np.mean(gap))}
+
+
+def read_entropy(artifact: Artifact) -> pd.DataFrame:
+    """Return the entropy frame: sample, position, entropy (nats), logprob (nats)."""
+    return pd.read_parquet(artifact.path / "entropy.parquet")
