@@ -21,7 +21,6 @@ from cfutils.errors import UserError
 from cfutils.profiles import Profile
 from cfutils.store import emit, say
 
-CODE = ("cfutils.engines",)
 CPU_CACHE_GIB = 2  # of keys and values; unset, vLLM takes 92 % of the machine's memory
 
 
@@ -205,7 +204,9 @@ class TransformersEngine:
         width = max(len(r.prompt) for r in requests)
         ids = torch.zeros(len(requests), width, dtype=torch.long)
         seen = torch.zeros_like(ids)
-        for row, request in enumerate(requests):  # padded on the left: the last column is the newest
+        for row, request in enumerate(
+            requests
+        ):  # padded on the left: the last column is the newest
             ids[row, width - len(request.prompt) :] = torch.tensor(request.prompt)
             seen[row, width - len(request.prompt) :] = 1
         ids, seen = ids.to(device), seen.to(device)
@@ -223,7 +224,10 @@ class TransformersEngine:
                 cache = out.past_key_values
                 logits = out.logits[:, -1].float()
                 noise = torch.stack(
-                    [torch.empty(logits.shape[1]).exponential_(generator=generators[i]) for i in alive]
+                    [
+                        torch.empty(logits.shape[1]).exponential_(generator=generators[i])
+                        for i in alive
+                    ]
                 ).to(device)
                 # argmax of p_i / E_i with E_i exponential is a draw from p (the Gumbel trick)
                 chosen = ((logits / temperature).softmax(-1) / noise).argmax(-1)

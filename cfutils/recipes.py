@@ -79,8 +79,13 @@ class Plan:
     @property
     def label(self) -> str:
         """The run as a person reads it in progress lines."""
-        marks = {"T": self.temperature, "ratio": self.ratio, "λ": self.replay_weight,
-                 "α": self.alpha, "lr": self.lr}
+        marks = {
+            "T": self.temperature,
+            "ratio": self.ratio,
+            "λ": self.replay_weight,
+            "α": self.alpha,
+            "lr": self.lr,
+        }
         text = " ".join(f"{k}={v:g}" for k, v in marks.items() if v is not None)
         return f"{self.recipe} seed={self.seed} {text}"
 
@@ -134,10 +139,13 @@ def _grid(profile: Profile, names: tuple[str, ...], **axes: tuple) -> list[Plan]
 STUDIES: dict[str, Callable[[Profile], list[Plan]]] = {
     "learning_rate": lambda p: _grid(p, ("ft",), lr=p.lrs),
     "methods": lambda p: _grid(p, p.recipes),
-    "temperature": lambda p: _grid(p, ("ft",))
-    + _grid(p, p.ablation_recipes, temperature=p.temperatures),
+    "temperature": lambda p: (
+        _grid(p, ("ft",)) + _grid(p, p.ablation_recipes, temperature=p.temperatures)
+    ),
     "ratio": lambda p: _grid(p, ("ft",)) + _grid(p, p.ablation_recipes, ratio=p.ratios),
-    "weight": lambda p: _grid(p, ("ft",)) + _grid(p, p.ablation_recipes, replay_weight=p.replay_weights),
+    "weight": lambda p: (
+        _grid(p, ("ft",)) + _grid(p, p.ablation_recipes, replay_weight=p.replay_weights)
+    ),
 }
 """Sets of runs that are compared, by name; what `cfutils run --dry-run` and the notebooks go by."""
 

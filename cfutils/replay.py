@@ -20,7 +20,6 @@ from cfutils.tasks import Example
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-CODE = ("cfutils.replay",)
 
 
 @dataclass(frozen=True)

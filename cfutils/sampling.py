@@ -8,118 +8,72 @@ index, so a killed job goes on where it was and gives the same samples.
 
 from __future__ import annotations
 
-import functools
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from cfutils import models
 from cfutils.engines import Engine, Request
-from cfutils.profiles import Profile
-from cfutils.store import Artifact, Step, say
+from cfutils.store import Artifact, say
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-CODE = ("cfutils.sampling", "cfutils.engines", *models.CODE)
 SEED_BLOCK = 1_000_000
 STREAMS = {"context_free": 1, "probe": 2, "contextual": 3}
 """Disjoint blocks of seeds: the probe is never a sample that replay may contain."""
 
-Prompts = Callable[["PreTrainedTokenizerBase"], list[tuple[int, ...]]]
 
-
-def samples_step(
-    profile: Profile,
-    base: Step,
-    stream: str,
-    *,
-    n: int,
-    temperature: float,
-    engine: Callable[[Path], Engine],
-    prompts: Prompts | None = None,
-    prompts_key: Any = None,
-) -> Step:
-    """Return the step that draws `n` samples of a stream (one of STREAMS).
-
-    `prompts` gives the token ids that contextual samples continue, with `prompts_key` for what decides
-    them; without it every sample continues the start token alone. `engine` opens (or hands out) an
-    engine for the base's folder.
-    """
-    params = {
-        "stream": stream,
-        "n": n,
-        "temperature": temperature,
-        "max_tokens": profile.max_tokens,
-        "start_token": profile.start_token,
-        "engine": profile.engine,
-        "dtype": profile.dtype,
-        "chunk": profile.chunk,
-        "prompts": prompts_key,
-    }
-    build = functools.partial(_draw, profile=profile, params=params, prompts=prompts, engine=engine)
-    label = f"{n} {stream} samples at T={temperature:g}"
-    return Step("samples", params, build, needs={"base": base}, code=CODE, label=label)
-
-
-def _draw(
+def draw(
     work: Path,
-    needs: dict[str, Artifact],
     *,
-    profile: Profile,
-    params: dict[str, Any],
-    prompts: Prompts | None,
-    engine: Callable[[Path], Engine],
-) -> dict[str, Any]:
-    folder = models.folder(needs["base"])
-    tokenizer = models.load_tokenizer(folder, trust_remote_code=profile.trust_remote_code)
-    start = models.start_token(tokenizer, profile.start_token)
-    stop = models.end_tokens(tokenizer, start)
-    heads = prompts(tokenizer) if prompts else [(start,)] * params["n"]
-    block = STREAMS[params["stream"]] * SEED_BLOCK
+    engine: Engine,
+    tokenizer: PreTrainedTokenizerBase,
+    heads: list[tuple[int, ...]],
+    stream: str,
+    temperature: float,
+    max_tokens: int,
+    stop: tuple[int, ...],
+    chunk: int,
+) -> int:
+    """Continue each head (token ids) once; write samples.parquet into `work`, resuming its chunks.
+
+    `stream` (one of STREAMS) decides the block of seeds, `stop` the ids that end a sample. Returns the
+    number of tokens drawn.
+    """
+    block, total = STREAMS[stream] * SEED_BLOCK, len(heads)
     parts = []
-    for begin in range(0, params["n"], params["chunk"]):
+    for begin in range(0, total, chunk):
         part = work / f"part-{begin:06d}.parquet"
         parts.append(part)
         if part.exists():
             continue
-        indices = range(begin, min(begin + params["chunk"], params["n"]))
+        indices = range(begin, min(begin + chunk, total))
         requests = [Request(heads[i], block + i) for i in indices]
-        drawn = engine(folder).draw(
-            requests, temperature=params["temperature"], max_tokens=params["max_tokens"], stop=stop
-        )
+        drawn = engine.draw(requests, temperature=temperature, max_tokens=max_tokens, stop=stop)
+        texts = tokenizer.batch_decode([c.token_ids for c in drawn], skip_special_tokens=True)
         frame = pd.DataFrame(
             {
                 "index": list(indices),
                 "seed": [r.seed for r in requests],
-                "temperature": params["temperature"],
+                "temperature": temperature,
                 "prompt_ids": [list(r.prompt) for r in requests],
                 "token_ids": [c.token_ids for c in drawn],
                 "logprobs": [c.logprobs for c in drawn],
                 "finish_reason": [c.finish_reason for c in drawn],
-                "text": tokenizer.batch_decode(
-                    [c.token_ids for c in drawn], skip_special_tokens=True
-                ),
+                "text": texts,
             }
         )
         frame.to_parquet(part.with_suffix(".tmp"), index=False)
         os.replace(part.with_suffix(".tmp"), part)
-        say(f"  {indices[-1] + 1} of {params['n']} samples")
+        say(f"  {indices[-1] + 1} of {total} samples")
     frame = pd.concat([pd.read_parquet(part) for part in parts], ignore_index=True)
     frame.to_parquet(work / "samples.parquet", index=False)
     for part in parts:
         part.unlink()
-    return {
-        "start_token": tokenizer.convert_ids_to_tokens(start),
-        "start_id": start,
-        "end_ids": list(stop),
-        "base": needs["base"].notes["about"],
-        "tokens": int(frame["token_ids"].map(len).sum()),
-    }
+    return int(frame["token_ids"].map(len).sum())
 
 
 def read(artifact: Artifact) -> pd.DataFrame:
@@ -149,7 +103,9 @@ def describe(samples: pd.DataFrame) -> pd.DataFrame:
             "mean_length": lengths.mean(),
             "eos_share": (group["finish_reason"] == "stop").mean(),
             "logprob": mean,
-            "logprob_stderr": spread.std(ddof=1) / np.sqrt(len(group)) if len(group) > 1 else np.nan,
+            "logprob_stderr": spread.std(ddof=1) / np.sqrt(len(group))
+            if len(group) > 1
+            else np.nan,
             "duplicates": pd.Series(tokens).duplicated(keep=False).mean(),
         }
         for n in (1, 2, 3):

@@ -10,104 +10,54 @@ KL(base || tuned) at each token. What is stored are items; scores are sums over 
 from __future__ import annotations
 
 import contextlib
-import functools
 import io
 import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
 
-from cfutils import losses, models, replay, tasks
+from cfutils import losses, models, tasks
 from cfutils.profiles import Profile
 from cfutils.replay import Sequence
-from cfutils.store import Artifact, Step, say
+from cfutils.store import say
 from cfutils.tasks import Example
 
-CODE = ("cfutils.score", "cfutils.losses", *tasks.CODE, *models.CODE, *replay.CODE)
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 ITEM = ["group", "task", "metric", "item", "value", "weight"]
 
 HEADLINE = ("acc", "exact_match", "exact_match_flexible")
 """Metrics of the target's own task that are kept."""
 
-Loader = Callable[[Path], torch.nn.Module]
-Sequences = Callable[[dict[str, Artifact]], dict[str, list[Sequence]]]
 
-
-def aggregate(items: pd.DataFrame) -> pd.DataFrame:
-    """Return one row a (group, task, metric): value = sum(w v) / sum(w), its standard error, and n.
-
-    The standard error is that of a ratio of sums over independent items:
-    sqrt(n / (n - 1) sum (w (v - value))^2) / sum(w).
-    """
-    rows = []
-    for keys, group in items.groupby(["group", "task", "metric"], sort=False):
-        v, w, n = group["value"].to_numpy(float), group["weight"].to_numpy(float), len(group)
-        value = (w * v).sum() / w.sum()
-        residual = (w * (v - value)) ** 2
-        stderr = math.sqrt(n / (n - 1) * residual.sum()) / w.sum() if n > 1 else math.nan
-        rows.append([*keys, value, stderr, n])
-    return pd.DataFrame(rows, columns=["group", "task", "metric", "value", "stderr", "n"])
-
-
-def scores_step(
-    profile: Profile,
-    group: str,
-    base: Step,
-    tuned: Step,
-    *,
-    loader: Loader,
-    needs: dict[str, Step] | None = None,
-    params: dict[str, Any],
-    sequences: Sequences | None = None,
-    heldout: Callable[[], list[Example]] | None = None,
-    label: str,
-) -> Step:
-    """Return the step that scores a model (the base itself, or a run) on one group of tasks.
-
-    `loader` gives the model of a folder (the Lab keeps the last ones); `sequences` gives each task's
-    sequences from the artifacts of `needs`; `params` says what decides them.
-    """
-    build = functools.partial(
-        {"retained": _retained, "target": _target, "probe": _probe}[group],
-        profile=profile, loader=loader, sequences=sequences, heldout=heldout,
-    )  # fmt: skip
-    return Step(
-        "scores", {"group": group, "dtype": profile.dtype, **params}, build,
-        needs={"base": base, "model": tuned, **(needs or {})}, code=CODE, label=f"{group} of {label}",
-    )  # fmt: skip
-
-
-def read_items(artifact: Artifact) -> pd.DataFrame:
-    """Return the items frame of a scores artifact."""
-    return pd.read_parquet(artifact.path / "items.parquet")
-
-
-def _retained(
-    work: Path, needs: dict[str, Artifact], *, profile: Profile, loader: Loader, **_: Any
-) -> dict[str, Any]:
-    folder = models.folder(needs["model"])
+def retained(
+    work: Path, load: Callable[[], torch.nn.Module], folder: Path, *, profile: Profile
+) -> None:
+    """Score the retained tasks; write items.parquet, one finished task at a time."""
     parts = []
     for name in profile.retained:
         part = work / f"part-{name}.parquet"
-        if not part.exists():
-            task = tasks.lm_eval_task(name, local=profile.benchmarks == "package")
-            indices = tasks.evenly(len(task.eval_docs), profile.limit)
-            items = lm_eval_items(
-                loader(folder), folder, task, indices=indices, group="retained", profile=profile
-            )
-            items.to_parquet(part.with_suffix(".tmp"), index=False)
-            part.with_suffix(".tmp").replace(part)
         parts.append(part)
-    frame = pd.concat([pd.read_parquet(part) for part in parts], ignore_index=True)
+        if part.exists():
+            continue
+        task = tasks.lm_eval_task(name, local=profile.benchmarks == "package")
+        indices = tasks.evenly(len(task.eval_docs), profile.limit)
+        items = lm_eval_items(
+            load(), folder, task, indices=indices, group="retained", profile=profile
+        )
+        items.to_parquet(part.with_suffix(".tmp"), index=False)
+        part.with_suffix(".tmp").replace(part)
+    frames = [pd.read_parquet(part) for part in parts]
+    frame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=ITEM)
     frame.to_parquet(work / "items.parquet", index=False)
     for part in parts:
         part.unlink()
-    return {}
 
 
 def lm_eval_items(
@@ -177,77 +127,67 @@ def _continuous(task: Any, sample: dict, item: str) -> list[list]:
     ]
 
 
-def _target(
+def target(
     work: Path,
-    needs: dict[str, Artifact],
+    model: torch.nn.Module,
+    folder: Path,
+    examples: list[Example],
+    sequences: list[Sequence],
     *,
     profile: Profile,
-    loader: Loader,
-    sequences: Sequences,
-    heldout: Callable[[], list[Example]],
-) -> dict[str, Any]:
-    """NLL and bits per byte of held-out responses, and the target's own lm-eval task."""
-    folder = models.folder(needs["model"])
-    model, examples = loader(folder), heldout()
-    name, target = Path(profile.target).stem, tasks.target(profile.target)
+) -> None:
+    """Write items.parquet: NLL and bits per byte of held-out responses, and the target's own task."""
+    name, row = Path(profile.target).stem, tasks.target(profile.target)
     rows: list[list] = []
-    for example, sequence in zip(examples, sequences(needs)[name], strict=True):
-        nll, _ = token_scores(model, None, [sequence], size=1)[0]
+    scored = token_scores(model, None, sequences, size=profile.score_batch)
+    for example, (nll, _) in zip(examples, scored, strict=True):
         text = nll[:-1].sum()  # the end token has no bytes
         n_bytes = len(example.response.encode())
         rows.append(["target", name, "nll", example.id, nll.mean(), len(nll)])
         rows.append(["target", name, "bpb", example.id, text / (n_bytes * math.log(2)), n_bytes])
     items = pd.DataFrame(rows, columns=ITEM)
-    wanted = profile.n_generate if target.generates else profile.n_heldout
-    if target.task and wanted:
-        docs = [e.doc for e in examples[:wanted]] if target.local else None
-        task = tasks.lm_eval_task(target.task, docs=docs, local=target.local)
-        found = lm_eval_items(
-            model, folder, task, indices=tasks.evenly(len(task.eval_docs), wanted), group="target",
-            profile=profile,
-        )  # fmt: skip
+    wanted = profile.n_generate if row.generates else profile.n_heldout
+    if row.task and wanted:
+        docs = [e.doc for e in examples[:wanted]] if row.local else None
+        task = tasks.lm_eval_task(row.task, docs=docs, local=row.local)
+        indices = tasks.evenly(len(task.eval_docs), wanted)
+        found = lm_eval_items(model, folder, task, indices=indices, group="target", profile=profile)
         items = pd.concat([items, found[found["metric"].isin(HEADLINE)]], ignore_index=True)
     items.to_parquet(work / "items.parquet", index=False)
-    return {}
 
 
-def _probe(
+def probe(
     work: Path,
-    needs: dict[str, Artifact],
+    model: torch.nn.Module,
+    base: torch.nn.Module | None,
+    tokenizer: PreTrainedTokenizerBase,
+    sequences: dict[str, list[Sequence]],
     *,
-    profile: Profile,
-    loader: Loader,
-    sequences: Sequences,
-    heldout: Any,
-) -> dict[str, Any]:
-    """NLL and KL(base || tuned) at every token of every probe."""
-    folder, base_folder = models.folder(needs["model"]), models.folder(needs["base"])
-    model = loader(folder)
-    base = None if folder == base_folder else loader(base_folder)
-    tokenizer = models.load_tokenizer(folder, trust_remote_code=profile.trust_remote_code)
+    size: int,
+) -> None:
+    """Write items.parquet and tokens.parquet: NLL and KL(base || tuned) on every probe.
+
+    Without a base the model is the base, and KL is zero.
+    """
     rows, tokens = [], []
-    for name, batch in sequences(needs).items():
-        scored = token_scores(model, base, batch, size=profile.score_batch)
+    for name, batch in sequences.items():
+        scored = token_scores(model, base, batch, size=size)
         for number, (sequence, (nll, kl)) in enumerate(zip(batch, scored, strict=True)):
             rows.append(["probe", name, "nll", str(number), nll.mean(), len(nll)])
             rows.append(["probe", name, "kl", str(number), kl.mean(), len(kl)])
             ids = sequence.ids[sequence.first :]
-            tokens.append(
-                pd.DataFrame(
-                    {
-                        "task": name,
-                        "sequence": number,
-                        "position": range(len(ids)),
-                        "token": [tokenizer.decode([i]) for i in ids],
-                        "nll": nll,
-                        "kl": kl,
-                    }
-                )
-            )
+            columns = {
+                "task": name,
+                "sequence": number,
+                "position": range(len(ids)),
+                "token": [tokenizer.decode([i]) for i in ids],
+                "nll": nll,
+                "kl": kl,
+            }
+            tokens.append(pd.DataFrame(columns))
         say(f"  probe {name}: {len(batch)} sequences")
     pd.DataFrame(rows, columns=ITEM).to_parquet(work / "items.parquet", index=False)
     pd.concat(tokens, ignore_index=True).to_parquet(work / "tokens.parquet", index=False)
-    return {}
 
 
 @torch.inference_mode()
@@ -281,30 +221,13 @@ def token_scores(
     return found
 
 
-def read_tokens(artifact: Artifact) -> pd.DataFrame:
-    """Return the token-level frame of a probe artifact: task, sequence, position, token, nll, kl."""
-    return pd.read_parquet(artifact.path / "tokens.parquet")
-
-
-def entropy_step(profile: Profile, base: Step, samples: Step, *, loader: Loader) -> Step:
-    """Return the step that measures the base's entropy at each position of its own samples."""
-    build = functools.partial(_entropy, profile=profile, loader=loader)
-    return Step(
-        "entropy", {"dtype": profile.dtype}, build, needs={"base": base, "samples": samples},
-        code=CODE, label=f"entropy of {samples.label}",
-    )  # fmt: skip
-
-
 @torch.inference_mode()
-def _entropy(
-    work: Path, needs: dict[str, Artifact], *, profile: Profile, loader: Loader
-) -> dict[str, Any]:
-    """Write one row a token: sample, position, entropy of p_base(. | prefix) at T = 1, log-probability.
+def entropy(work: Path, model: torch.nn.Module, samples: pd.DataFrame) -> dict[str, Any]:
+    """Write entropy.parquet: the entropy of p_base(. | prefix) at T = 1 along the base's samples.
 
-    The log-probability is this engine's; its distance from the sampling engine's is kept in the notes.
+    One row a token: sample, position, entropy, logprob (this forward pass's, in nats); its mean distance
+    from the log-probability that the sampling engine stated is returned as `engine_gap`.
     """
-    model = loader(models.folder(needs["base"]))
-    samples = pd.read_parquet(needs["samples"].path / "samples.parquet")
     frames, gap = [], []
     for row in samples.itertuples():
         prompt, drawn = list(row.prompt_ids), list(row.token_ids)
@@ -314,20 +237,12 @@ def _entropy(
         chosen, targets = losses.supervised(model(input_ids=ids).logits, ids, mask)
         logprob = -losses.token_nll(chosen, targets).cpu().numpy()
         gap.append(np.abs(logprob - np.asarray(row.logprobs)).mean())
-        frames.append(
-            pd.DataFrame(
-                {
-                    "sample": row.index,
-                    "position": range(len(drawn)),
-                    "entropy": losses.token_entropy(chosen).cpu().numpy(),
-                    "logprob": logprob,
-                }
-            )
-        )
+        columns = {
+            "sample": row.index,
+            "position": range(len(drawn)),
+            "entropy": losses.token_entropy(chosen).cpu().numpy(),
+            "logprob": logprob,
+        }
+        frames.append(pd.DataFrame(columns))
     pd.concat(frames, ignore_index=True).to_parquet(work / "entropy.parquet", index=False)
     return {"engine_gap": float(np.mean(gap))}
-
-
-def read_entropy(artifact: Artifact) -> pd.DataFrame:
-    """Return the entropy frame: sample, position, entropy (nats), logprob (nats)."""
-    return pd.read_parquet(artifact.path / "entropy.parquet")

@@ -63,11 +63,14 @@ def file_digest(path: Path) -> str:
 
 def _without_docstrings(tree: ast.AST) -> ast.AST:
     for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
-            if isinstance(body[0].value, ast.Constant) and isinstance(body[0].value.value, str):
-                node.body = body[1:]
+        match node:
+            case ast.Module() | ast.ClassDef() | ast.FunctionDef() | ast.AsyncFunctionDef():
+                node.body = [n for n in node.body if not _is_text(n)]
     return tree
+
+
+def _is_text(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
 
 
 @functools.cache
@@ -161,21 +164,41 @@ class Store:
             return None
         try:
             record = json.loads((place / "record.json").read_text(encoding="utf-8"))
-            wrong = [
-                name
-                for name, stated in record["files"].items()
-                if not (place / name).is_file()
-                or (place / name).stat().st_size != stated["bytes"]
-                or file_digest(place / name) != stated["sha256"]
-            ]
+            wrong = self._damaged(place, record["files"])
         except (OSError, ValueError, KeyError) as error:
             record, wrong = {}, [f"record.json ({error})"]
         if wrong:
-            say(f"damaged: {step.label or step.kind} {step.key}: {', '.join(wrong)}; it is built again")
+            say(f"damaged: {step.label or step.kind} {step.key}: {', '.join(wrong)}; built again")
             return None
         if record["finished"] < float(os.environ.get("CFUTILS_FORCE", 0)):
             return None  # `cfutils run --force` builds again what is older than its start
         return Artifact(step.kind, step.key, place, record)
+
+    def _damaged(self, place: Path, files: dict[str, dict[str, Any]]) -> list[str]:
+        """Return the files whose content is not what the record states.
+
+        A digest is computed once for each state of a file (size and time of change, kept beside the
+        artifact); computing it at each call would read gigabytes to redraw a figure.
+        """
+        note = place.with_name(f".checked-{place.name}")
+        try:
+            checked = json.loads(note.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            checked = {}
+        wrong, states = [], {}
+        for name, stated in files.items():
+            path = place / name
+            if not path.is_file() or path.stat().st_size != stated["bytes"]:
+                wrong.append(name)
+                continue
+            states[name] = [path.stat().st_mtime_ns, stated["sha256"]]
+            if states[name] != checked.get(name) and file_digest(path) != stated["sha256"]:
+                wrong.append(name)
+        if not wrong and states != checked:
+            half = note.with_name(f"{note.name}.{os.getpid()}")
+            half.write_text(json.dumps(states), encoding="utf-8")
+            half.replace(note)
+        return wrong
 
     def ensure(self, step: Step) -> Artifact:
         """Return the artifact, building it and whatever it needs that is missing.
@@ -203,7 +226,9 @@ class Store:
         started, clock = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), time.monotonic()
         notes = step.build(work, needs) or {}
         seconds = time.monotonic() - clock
-        files = sorted(path for path in work.rglob("*") if path.is_file() and path.name != "record.json")
+        files = sorted(
+            path for path in work.rglob("*") if path.is_file() and path.name != "record.json"
+        )
         record = {
             "key": step.key,
             "label": step.label,

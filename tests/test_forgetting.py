@@ -1,0 +1,323 @@
+"""Golden values, each worked by hand in the comment beside it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cfutils import forgetting
+from cfutils.errors import UserError
+
+NAN = float("nan")
+
+
+def rows(run, recipe, seed, group, task, metric, values, weights=None, **settings):
+    """Items of one run, task and metric."""
+    blank = dict.fromkeys(forgetting.SETTINGS, NAN) | settings
+    return pd.DataFrame(
+        [
+            {"run": run, "recipe": recipe, "seed": seed, **blank, "group": group, "task": task,
+             "metric": metric, "item": str(i), "value": float(v), "weight": float(w)}
+            for i, (v, w) in enumerate(zip(values, weights or [1] * len(values), strict=True))
+        ]
+    )  # fmt: skip
+
+
+def one(frame, **where):
+    """The only row with these values."""
+    for name, value in where.items():
+        frame = frame[frame[name] == value]
+    assert len(frame) == 1
+    return frame.iloc[0]
+
+
+@pytest.fixture
+def acc():
+    """Four items: base right on three, tuned right on one: differences 1, 0, 1, 0."""
+    return pd.concat(
+        [
+            rows("b", "base", -1, "retained", "arc", "acc", [1, 1, 1, 0]),
+            rows("t", "ft", 0, "retained", "arc", "acc", [0, 1, 0, 0]),
+        ]
+    )
+
+
+def test_paired_drop_of_accuracy(acc):
+    row = one(forgetting.paired_drop(acc), task="arc")
+    assert (row["base"], row["tuned"], row["drop"], row["n"]) == (0.75, 0.25, 0.5, 4)
+    # differences 1, 0, 1, 0: s^2 = 4 * 0.25 / 3 = 1/3, stderr = sqrt(1/3 / 4)
+    assert row["stderr"] == pytest.approx(math.sqrt(1 / 12))
+    assert 0 <= row["low"] < 0.5 < row["high"] <= 1
+
+
+def test_paired_drop_of_a_weighted_ratio_mean():
+    items = pd.concat(
+        [
+            rows("b", "base", -1, "target", "gsm8k", "nll", [2, 1], [1, 3]),
+            rows("t", "ft", 0, "target", "gsm8k", "nll", [1, 2], [1, 3]),
+        ]
+    )
+    row = one(forgetting.paired_drop(items))
+    # base (2 + 3)/4 = 1.25, tuned (1 + 6)/4 = 1.75; lower is better, so drop = +0.5
+    assert (row["base"], row["tuned"], row["drop"]) == (1.25, 1.75, 0.5)
+    # d = -1, 1; w(d - m) = -1.5, 1.5; sum of squares 4.5 * n/(n-1) = 9, over 16: stderr 3/4
+    assert row["stderr"] == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize("metric", ["acc", "acc_norm", "margin", "exact_match"])
+def test_sign_where_higher_is_better(metric):
+    items = pd.concat(
+        [
+            rows("b", "base", -1, "retained", "arc", metric, [1, 1]),
+            rows("t", "ft", 0, "retained", "arc", metric, [0, 1]),
+        ]
+    )
+    assert one(forgetting.paired_drop(items), task="arc")["drop"] == 0.5
+
+
+@pytest.mark.parametrize("metric", ["nll", "bpb", "bpb_gold", "kl"])
+def test_sign_where_lower_is_better(metric):
+    items = pd.concat(
+        [
+            rows("b", "base", -1, "probe", "prose", metric, [0, 1]),
+            rows("t", "ft", 0, "probe", "prose", metric, [1, 1]),
+        ]
+    )
+    assert one(forgetting.paired_drop(items))["drop"] == 0.5
+
+
+def test_the_macro_mean_weighs_tasks_alike():
+    items = pd.concat(
+        [
+            rows("b", "base", -1, "retained", "arc", "acc", [1, 1, 1, 0]),
+            rows("t", "ft", 0, "retained", "arc", "acc", [0, 1, 0, 0]),
+            rows("b", "base", -1, "retained", "piqa", "acc", [1, 1]),
+            rows("t", "ft", 0, "retained", "piqa", "acc", [1, 1]),
+        ]
+    )
+    row = one(forgetting.paired_drop(items), task="mean")
+    # (0.5 + 0)/2, not 2/6; stderr sqrt(1/12 + 0)/2; levels (3/4 + 1)/2 and (1/4 + 1)/2
+    assert (row["drop"], row["base"], row["tuned"], row["n"]) == (0.25, 0.875, 0.625, 6)
+    assert row["stderr"] == pytest.approx(math.sqrt(1 / 12) / 2)
+    assert 0 <= row["low"] < 0.25 < row["high"] <= 0.5
+
+
+def test_pairing_matters():
+    rng = np.random.default_rng(0)
+    hard = rng.normal(size=200)
+    base = rows("b", "base", -1, "retained", "arc", "margin", hard)
+    tuned = rows("t", "ft", 0, "retained", "arc", "margin", hard - 0.1)
+    shuffled = tuned.assign(item=rng.permutation(tuned["item"]))
+    paired = one(forgetting.paired_drop(pd.concat([base, tuned])), task="arc")
+    broken = one(forgetting.paired_drop(pd.concat([base, shuffled])), task="arc")
+    assert paired["drop"] == pytest.approx(0.1) == broken["drop"]
+    assert paired["stderr"] < 1e-12  # every item fell by the same 0.1
+    assert broken["stderr"] > 0.05  # sqrt(2/200) = 0.1 without pairing
+    assert broken["low"] < 0 < broken["high"]
+    # order of rows is nothing; the item's name pairs
+    mixed = pd.concat([base, tuned]).sample(frac=1, random_state=1)
+    assert one(forgetting.paired_drop(mixed), task="arc")["stderr"] < 1e-12
+
+
+def test_the_bootstrap_is_the_same_again_and_agrees_with_the_formula():
+    rng = np.random.default_rng(0)
+    items = pd.concat(
+        [
+            rows("b", "base", -1, "probe", "prose", "nll", rng.normal(size=300), [5] * 300),
+            rows("t", "ft", 0, "probe", "prose", "nll", rng.normal(size=300), [5] * 300),
+        ]
+    )
+    row = one(forgetting.paired_drop(items))
+    pd.testing.assert_series_equal(row, one(forgetting.paired_drop(items)))
+    assert (row["high"] - row["low"]) / (2 * 1.96) == pytest.approx(row["stderr"], rel=0.1)
+    assert one(forgetting.paired_drop(items, seed=1))["low"] != row["low"]
+    assert np.isnan(one(forgetting.paired_drop(items, n_boot=0))["low"])
+
+
+def test_kl_of_the_base_is_zero_without_being_told():
+    items = rows("t", "ft", 0, "probe", "prose", "kl", [0.1, 0.3])
+    assert one(forgetting.paired_drop(items))["drop"] == pytest.approx(0.2)
+
+
+def test_items_that_do_not_match_are_refused(acc):
+    with pytest.raises(UserError, match="different items"):
+        forgetting.paired_drop(acc.iloc[:-1])
+    with pytest.raises(UserError, match="twice"):
+        forgetting.paired_drop(pd.concat([acc, acc]))
+    with pytest.raises(UserError, match="no items of the base"):
+        forgetting.paired_drop(acc[acc["run"] == "t"])
+    with pytest.raises(UserError, match="2 bases"):
+        forgetting.paired_drop(pd.concat([acc, acc[acc["run"] == "b"].assign(run="b2")]))
+    with pytest.raises(UserError, match="weight differs"):
+        forgetting.paired_drop(acc.assign(weight=[1, 1, 1, 1, 1, 1, 1, 2]))
+    with pytest.raises(UserError, match="lacks the columns weight"):
+        forgetting.paired_drop(acc.drop(columns="weight"))
+    with pytest.raises(UserError, match="level = 95"):
+        forgetting.paired_drop(acc, level=95)
+
+
+def scored(run, recipe, seed, value, stderr, metric="acc"):
+    """One row of scores."""
+    return {"profile": "p", "run": run, "recipe": recipe, "seed": seed,
+            **dict.fromkeys(forgetting.SETTINGS, NAN), "group": "retained", "task": "arc",
+            "metric": metric, "value": value, "stderr": stderr, "n": 4}  # fmt: skip
+
+
+def test_drop_of_scores_with_and_without_items(acc):
+    scores = pd.DataFrame([scored("b", "base", -1, 0.75, 0.3), scored("t", "ft", 0, 0.25, 0.4)])
+    row = one(forgetting.drop(scores))
+    assert row["drop"] == 0.5
+    assert row["stderr"] == pytest.approx(0.5)  # sqrt(0.3^2 + 0.4^2)
+    assert not row["paired"]
+    row = one(forgetting.drop(scores, acc))
+    assert row["paired"]
+    assert row["stderr"] == pytest.approx(math.sqrt(1 / 12))
+    lower = scores.assign(metric="bpb_gold")
+    assert one(forgetting.drop(lower))["drop"] == -0.5
+    with pytest.raises(UserError, match="no base score for p / retained / arc / acc"):
+        forgetting.drop(scores[scores["recipe"] == "ft"])
+
+
+def test_over_seeds():
+    frame = pd.DataFrame([scored("x", "ft", s, v, 0.1) for s, v in enumerate([1.0, 2.0, 3.0])])
+    frame = pd.concat([frame, pd.DataFrame([scored("y", "cfs", 0, 5.0, 0.1)])])
+    out = forgetting.over_seeds(frame, "value")
+    row = one(out, recipe="ft")
+    # sd 1, t(0.975, 2) = 4.302653: half = 4.302653/sqrt(3) = 2.484138
+    assert (row["mean"], row["sd"], row["n_seeds"], row["one_seed"]) == (2, 1, 3, False)
+    assert (row["low"], row["high"]) == pytest.approx((-0.484138, 4.484138), abs=1e-6)
+    row = one(out, recipe="cfs")
+    assert row["one_seed"]
+    assert np.isnan(row["low"])
+    diverged = frame.assign(value=[1.0, NAN, 3.0, 5.0])
+    assert np.isnan(one(forgetting.over_seeds(diverged, "value"), recipe="ft")["mean"])
+
+
+def test_pooled_adds_the_variance_over_seeds(acc):
+    items = pd.concat([acc, rows("u", "ft", 1, "retained", "arc", "acc", [1, 1, 0, 0])])
+    row = one(forgetting.pooled(items), task="arc")
+    # drops 0.5 and 0.25: mean 0.375, sd 0.176777, b = sd^2/2 = 1/64
+    assert (row["drop"], row["n_seeds"]) == (0.375, 2)
+    assert row["sd_seeds"] == pytest.approx(0.1767767)
+    # mean over seeds by item 0.5, 1, 0, 0: d = 0.5, 0, 1, 0; s^2 = 0.6875/3, a = 0.6875/12
+    a, b = 0.6875 / 12, 1 / 64
+    assert row["stderr"] == pytest.approx(math.sqrt(a + b))
+    freedom = (a + b) ** 2 / b**2  # 21.79; t(0.975, 21.79) = 2.0750
+    assert freedom == pytest.approx(21.78, abs=0.01)
+    assert row["high"] == pytest.approx(0.375 + 2.0750 * math.sqrt(a + b), abs=1e-3)
+    assert row["low"] == pytest.approx(0.375 - 2.0750 * math.sqrt(a + b), abs=1e-3)
+
+
+def test_pooled_of_one_seed_is_the_bootstrap_of_that_run(acc):
+    names = ["drop", "stderr", "low", "high"]
+    row = one(forgetting.pooled(acc), task="mean")
+    assert row["n_seeds"] == 1
+    pd.testing.assert_series_equal(
+        row[names], one(forgetting.paired_drop(acc), task="mean")[names], check_names=False
+    )
+
+
+def test_a_seed_that_diverged_is_not_left_out(acc):
+    bad = rows("u", "ft", 1, "retained", "arc", "acc", [NAN] * 4)
+    row = one(forgetting.pooled(pd.concat([acc, bad])), task="arc")
+    assert np.isnan(row["drop"])
+    assert forgetting.verdict(row["low"], row["high"]) == "no interval"
+
+
+def test_score_interval_lies_around_the_tuned_score():
+    frame = pd.DataFrame(
+        {"metric": ["acc", "nll"], "base": [0.75, 1.0], "tuned": [0.25, 1.5], "low": [0.4, 0.4],
+         "high": [0.7, 0.7]}
+    )  # fmt: skip
+    out = forgetting.score_interval(frame)
+    # accuracy 0.75 - 0.7 to 0.75 - 0.4; NLL 1 + 0.4 to 1 + 0.7
+    assert out["tuned_low"].tolist() == pytest.approx([0.05, 1.4])
+    assert out["tuned_high"].tolist() == pytest.approx([0.35, 1.7])
+
+
+def test_verdict():
+    assert forgetting.verdict(0.1, 0.2) == "worse"
+    assert forgetting.verdict(-0.2, -0.1) == "better"
+    assert forgetting.verdict(-0.1, 0.2) == "within noise"
+
+
+def test_flips(acc):
+    # base 1 1 1 0, tuned 0 1 0 0: two of four forgotten, none gained; a_pre 3/4, a_post 1/4
+    row = one(forgetting.flips(acc.assign(choices=4)))
+    assert (row["forgotten"], row["gained"], row["n"]) == (0.5, 0, 4)
+    # chance (1 - 3/4)(1 - 1/4)/3 = 1/16; ceiling (4 * 3/4 - 1)/3 = 2/3
+    assert row["chance"] == pytest.approx(1 / 16)
+    assert row["forgotten_adjusted"] == pytest.approx(0.5 - 1 / 16)
+    assert row["gained_adjusted"] == pytest.approx(-1 / 16)
+    assert row["forgotten_max"] == pytest.approx(2 / 3)
+    row = one(forgetting.flips(acc))
+    assert row["forgotten"] == 0.5
+    assert np.isnan(row["chance"])
+    with pytest.raises(UserError, match="no metric acc"):
+        forgetting.flips(acc.assign(metric="margin"))
+
+
+@pytest.fixture
+def curve():
+    """Base at target NLL 2, WiSE-FT half way at 1.5 with drop 0.1, plain fine-tuning 1 with 0.5."""
+    return pd.concat(
+        [
+            rows("b", "base", -1, "target", "gsm8k", "nll", [2, 2]),
+            rows("b", "base", -1, "retained", "arc", "bpb_gold", [1, 1]),
+            rows("w", "wise_ft", 0, "target", "gsm8k", "nll", [1.5, 1.5], lr=1.0, alpha=0.5),
+            rows("w", "wise_ft", 0, "retained", "arc", "bpb_gold", [1.1, 1.1], lr=1.0, alpha=0.5),
+            rows("f", "ft", 0, "target", "gsm8k", "nll", [1, 1], lr=1.0),
+            rows("f", "ft", 0, "retained", "arc", "bpb_gold", [1.5, 1.5], lr=1.0),
+        ]
+    )
+
+
+def test_matched_target_interpolates_and_never_extrapolates(curve):
+    drops = forgetting.pooled(curve)
+    out = forgetting.matched_target(drops, [2.0, 1.75, 1.25, 1.0, 0.9, 2.1])
+    # half way between 0 and 0.1; half way between 0.1 and 0.5
+    assert out["drop"].tolist() == pytest.approx([0, 0.05, 0.3, 0.5, NAN, NAN], nan_ok=True)
+    assert forgetting.trail(drops, "wise_ft", "alpha")["alpha"].tolist() == [0, 0.5, 1]
+    assert np.isnan(one(forgetting.matched_target(drops, 1.5, recipe="cfs", along="lr"))["drop"])
+
+
+def test_matched_target_refuses_a_trail_with_two_runs_at_one_point(curve):
+    twice = pd.concat([curve, curve[curve["run"] == "w"].assign(run="x", ratio=0.5)])
+    with pytest.raises(UserError, match="two runs at one alpha"):
+        forgetting.matched_target(forgetting.pooled(twice), 1.5)
+
+
+def test_table(curve):
+    probe = rows("f", "ft", 0, "probe", "context_free", "kl", [0.1, 0.3], lr=1.0)
+    out = forgetting.table(forgetting.pooled(pd.concat([curve, probe])))
+    assert out["recipe"].tolist() == ["base", "ft", "wise_ft"]
+    base, ft = one(out, recipe="base"), one(out, recipe="ft")
+    assert (base["target_nll"], base["bpb_gold"], base["bpb_gold_verdict"]) == (2, 1, "base")
+    assert (base["kl"], base["kl_stderr"]) == (0, 0)
+    assert (ft["target_nll"], ft["bpb_gold"], ft["bpb_gold_drop"]) == (1, 1.5, 0.5)
+    assert ft["bpb_gold_verdict"] == "worse"
+    # 0.1 and 0.3: mean 0.2, stderr = sqrt(0.02 / 2)
+    assert (ft["kl"], ft["kl_stderr"]) == pytest.approx((0.2, 0.1))
+    assert np.isnan(one(out, recipe="wise_ft")["kl"])
+
+
+def test_relation():
+    # y = x^2 on 1, 2, 3: r = 8/sqrt(2 * 32.667) = 0.98974, tau 1
+    out = forgetting.relation([1, 2, 3, NAN], [1, 4, 9, 1])
+    assert out["r"] == pytest.approx(0.989743, abs=1e-6)
+    assert out["r2"] == pytest.approx(0.979592, abs=1e-6)
+    assert (out["tau"], out["n"]) == (1, 3)
+    # ranks 1, 3, 2: two pairs agree, one does not: tau = 1/3
+    assert forgetting.relation([1, 2, 3], [1, 3, 2])["tau"] == pytest.approx(1 / 3)
+    assert np.isnan(forgetting.relation([1, 1, 1], [1, 2, 3])["r"])
+    assert np.isnan(forgetting.relation([1, 2], [1, 2])["r"])
+
+
+def test_recipes_come_in_display_order(acc):
+    items = pd.concat([acc, *(acc[acc["run"] == "t"].assign(run=r, recipe=r)
+                              for r in ("wise_ft", "lora", "cfs", "unknown"))])  # fmt: skip
+    out = forgetting.pooled(items)
+    assert list(dict.fromkeys(out["recipe"])) == ["ft", "cfs", "lora", "wise_ft", "unknown"]

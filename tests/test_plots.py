@@ -1,0 +1,414 @@
+"""Every figure from small made-up frames: it draws, its files repeat to the byte, odd text is safe."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from cfutils import forgetting, plots
+from cfutils.errors import UserError
+from cfutils.recipes import RECIPES
+
+NAN = float("nan")
+ODD = 'costs $5 and $6 <script>alert(1)</script>\r\n\ttab \x07 & "quote" 😀 ‮ e\u0301 漢字 $\\frac$'
+TASKS = ("hellaswag", "arc_easy", "piqa")
+PROBES = ("context_free", "prose", "stories", "target_inputs")
+
+
+def make_samples(n=40, temperatures=(0.7, 1.0)):
+    """Samples and entropies as the lab gives them."""
+    rng = np.random.default_rng(0)
+    words = [
+        "The",
+        "quick",
+        "brown",
+        "fox",
+        "jumps",
+        "over",
+        "a",
+        "lazy",
+        "dog",
+        ";",
+        "and",
+        "then",
+        ",",
+        "of",
+        "course",
+        ",",
+        "sleeps",
+        ".",
+    ]
+    rows, curves = [], []
+    for t in temperatures:
+        for i in range(n):
+            length = int(min(rng.geometric(1 / 70) + 4, 128))
+            text = ODD if i == 1 else " ".join(rng.choice(words, length))
+            rows.append(
+                {"index": i, "seed": 0, "temperature": t, "token_ids": list(range(length)),
+                 "logprobs": (-rng.gamma(0.5 + t / 2, 2.5, length)).tolist(),
+                 "finish_reason": "length" if length == 128 else "stop", "text": text}
+            )  # fmt: skip
+        place = np.arange(128)
+        curves.append(
+            pd.DataFrame(
+                {"source": "context_free", "temperature": t, "position": place,
+                 "entropy": 3 * t + 4 * np.exp(-place / 5) + rng.normal(0, 0.15, 128),
+                 "stderr": 0.1 + place / 600}
+            )
+        )  # fmt: skip
+    return pd.DataFrame(rows), pd.concat(curves, ignore_index=True)
+
+
+def make_log(steps=120, recipes=("ft", "cfs", "cf_kl", "lora"), seeds=(0, 1)):
+    """A training log."""
+    rng = np.random.default_rng(1)
+    rows = []
+    for k, recipe in enumerate(recipes):
+        for seed in seeds:
+            for step in range(steps):
+                replay = 3.2 - 0.05 * k + rng.normal(0, 0.1) if RECIPES[recipe].replay else NAN
+                rows.append(
+                    {"recipe": recipe, "seed": seed, "step": step, "lr": 1e-4 * min(step + 1, 20),
+                     "penalty": NAN,
+                     "target_loss": 1 + (1 + 0.1 * k) * np.exp(-step / 30) + rng.normal(0, 0.1),
+                     "replay_loss": replay}
+                )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def make_runs(names=tuple(RECIPES), seeds=(0,), alphas=(0.25, 0.5, 0.75)):
+    """Settings of runs, each with how much it learnt and forgot."""
+    runs = [{"run": "b", "recipe": "base", "seed": -1, "learn": 0.0, "forget": 0.0}]
+    harm = dict(ft=1.0, cfs=0.25, cf_kl=0.05, contextual=0.4, replay_text=0.3, l2=0.5, lora=0.6)
+    for seed in seeds:
+        for name in names:
+            one = {"recipe": name, "seed": seed, "lr": 2e-4}
+            if name == "wise_ft":
+                runs += [{**one, "run": f"{name}{seed}{a}", "alpha": a, "learn": a**0.7,
+                          "forget": a**1.8} for a in alphas]  # fmt: skip
+            else:
+                learn = 1.0 if name == "ft" else 0.85 + 0.02 * len(name) / 3
+                runs.append({**one, "run": f"{name}{seed}", "learn": learn, "forget": harm[name]})
+    return runs
+
+
+def make_sweep(x, values, names=("cfs", "cf_kl"), seeds=(0,)):
+    """Settings of an ablation's runs with plain fine-tuning."""
+    runs = make_runs(names=("ft",), seeds=seeds)
+    for seed in seeds:
+        for k, name in enumerate(names):
+            runs += [{"run": f"{name}{seed}{v}", "recipe": name, "seed": seed, "lr": 2e-4, x: v,
+                      "learn": 0.95 - 0.1 * i / len(values),
+                      "forget": 0.5 / (1 + i) / (1 + k)} for i, v in enumerate(values)]  # fmt: skip
+    return runs
+
+
+def make_items(runs, n=60, tasks=TASKS):
+    """Item-level outcomes of runs: hard and easy items that base and tuned share."""
+    frames = []
+    cells = [("target", "gsm8k", "nll"), ("target", "gsm8k", "bpb")]
+    cells += [("retained", t, m) for t in tasks for m in ("acc", "margin", "bpb_gold")]
+    cells += [("probe", p, "kl") for p in PROBES]
+    for place, (group, task, metric) in enumerate(cells):
+        rng = np.random.default_rng(place)
+        hard, weight = rng.normal(1.5, 0.6, n), rng.integers(5, 40, n)
+        for k, run in enumerate(runs):
+            rng = np.random.default_rng([place, k])
+            noise = rng.normal(0, 0.06, n) if run["recipe"] != "base" else np.zeros(n)
+            worse = run["forget"] * (0.08 + 0.03 * (place % 3)) + noise
+            if metric == "acc":
+                value = (hard - worse > 1.2).astype(float)
+            elif metric == "kl":
+                value = np.abs(worse) * 2 * (1 + place % 4)
+            elif group == "target":
+                value = hard * (1 - 0.4 * run["learn"]) + noise
+            else:
+                value = hard + (worse if metric == "bpb_gold" else -worse)
+            keys = {c: run.get(c, NAN) for c in forgetting.RUN}
+            frames.append(
+                pd.DataFrame({**keys, "group": group, "task": task, "metric": metric, "value": value,
+                              "item": [str(i) for i in range(n)],
+                              "weight": weight if metric in ("nll", "bpb", "kl") else 1.0})
+            )  # fmt: skip
+    return pd.concat(frames, ignore_index=True)
+
+
+def make_scores():
+    """Tidy scores of a learning-rate sweep."""
+    rows = []
+    for recipe, seed, lr, value in [("base", -1, NAN, 1.9), *(
+        ("ft", s, lr, v + 0.01 * s) for s in (0, 1)
+        for lr, v in ((3e-5, 1.5), (1e-4, 1.2), (3e-4, 1.1), (1e-3, 1.4))
+    )]:  # fmt: skip
+        rows.append(
+            {"profile": "tiny", "recipe": recipe, "seed": seed, "lr": lr, "group": "target",
+             "task": "gsm8k", "metric": "nll", "value": value, "stderr": 0.05, "n": 32}
+        )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def make_tokens(recipes=("ft", "cfs"), n=70):
+    """A passage with its drift; some tokens are odd."""
+    rng = np.random.default_rng(3)
+    words = [" the", " committee", " of", " rivers", ",", " was", " founded", ".", "\n", " $x$", "😀",
+             " <script>", " in", " 1887", "ing", "\n\n"]  # fmt: skip
+    text = [*rng.choice(words, n - 1), ODD]
+    base = rng.gamma(1, 2.0, n)
+    rows = []
+    for k, recipe in enumerate(recipes):
+        kl = rng.gamma(0.5, 0.4, n) / (1 + 2 * k)
+        rows += [{"recipe": recipe, "sequence": 0, "position": i, "token": str(text[i]), "kl": kl[i],
+                  "nll_base": base[i], "nll": base[i] + rng.normal(0.1, 1) / (1 + k)}
+                 for i in range(n)]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def every_figure():
+    """Name and function of every figure, drawn when called."""
+    samples, entropies = make_samples()
+    methods = make_items(make_runs(seeds=(0, 1)))
+    drops = forgetting.pooled(methods, n_boot=100)
+    runs = forgetting.paired_drop(methods, n_boot=100)
+    sweep = make_sweep("temperature", (0.5, 0.7, 1.0, 1.3))
+    heat = forgetting.pooled(make_items(sweep), n_boot=100)
+    return {
+        "samples_diagnostics": lambda: plots.samples_diagnostics(samples, entropies),
+        "samples_text": lambda: plots.samples_text(samples),
+        "training_curves": lambda: plots.training_curves(make_log()),
+        "learning_rate": lambda: plots.learning_rate(make_scores()),
+        "frontier": lambda: plots.frontier(drops),
+        "drop_heatmap": lambda: plots.drop_heatmap(drops),
+        "kl_against_drop": lambda: plots.kl_against_drop(runs),
+        "token_drift": lambda: plots.token_drift(make_tokens()),
+        "ablation": lambda: plots.ablation(heat, "temperature"),
+        "recipe_bars": lambda: plots.recipe_bars(drops),
+    }
+
+
+def draw_all(folder):
+    """Draw and save every figure; yields name, figure, data, paths."""
+    for name, draw in every_figure().items():
+        fig, data = draw()
+        yield name, fig, data, plots.save(fig, name, data, folder)
+        plt.close(fig)
+
+
+def clipped(fig):
+    """Titles, labels, legends and notes of a figure that reach beyond its edge."""
+    fig.canvas.draw()
+    texts = [*fig.texts, *(t for legend in fig.legends for t in legend.get_texts())]
+    texts += [fig._suptitle] if fig._suptitle else []
+    for ax in fig.axes:
+        texts += ax.texts
+        if ax.axison:
+            texts += [ax.title, ax._left_title, ax.xaxis.label, ax.yaxis.label]
+    frame = fig.bbox.padded(1)
+    boxes = {t.get_text(): t.get_window_extent().extents for t in texts if t.get_text()}
+    return [text for text, (x0, y0, x1, y1) in boxes.items()
+            if min(x0 - frame.x0, y0 - frame.y0, frame.x1 - x1, frame.y1 - y1) < 0]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    """No figure outlives its test."""
+    yield
+    plt.close("all")
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """Every figure drawn once: name to (data, paths, clipped texts, all texts); and where again."""
+    folder, again = tmp_path_factory.mktemp("figures"), tmp_path_factory.mktemp("again")
+    root = Path(plots.__file__).parents[1]
+    env = {**os.environ, "PYTHONPATH": str(root), "PYTHONHASHSEED": "7", "MPLBACKEND": "Agg"}
+    other = subprocess.Popen([sys.executable, __file__, str(again)], env=env)
+    found = {}
+    for name, fig, data, files in draw_all(folder):
+        texts = [t.get_text() for t in fig.findobj(matplotlib.text.Text)]
+        found[name] = (data, files, clipped(fig), texts)
+    assert other.wait() == 0
+    return found, again
+
+
+def test_files_repeat_to_the_byte_in_another_process(drawn):
+    found, again = drawn
+    for _, files, _, _ in found.values():
+        for path in files.values():
+            assert path.read_bytes() == (again / path.name).read_bytes(), path.name
+
+
+def test_nothing_is_clipped(drawn):
+    assert {name: texts for name, (_, _, texts, _) in drawn[0].items() if texts} == {}
+
+
+def test_the_csv_is_the_data_drawn(drawn):
+    for data, files, _, _ in drawn[0].values():
+        back = pd.read_csv(files["csv"], keep_default_na=False, na_values={
+            c: [""] for c in data if pd.api.types.is_float_dtype(data[c])})  # fmt: skip
+        pd.testing.assert_frame_equal(back, data, check_dtype=False)
+
+
+def test_no_work_file_is_left(drawn):
+    folder = next(iter(drawn[0].values()))[1]["png"].parent
+    assert not list(folder.glob(".*"))
+
+
+def test_figures_state_their_seeds(drawn):
+    assert any("2 seeds" in t for t in drawn[0]["frontier"][3])
+    assert any("one seed" in t for t in drawn[0]["ablation"][3])
+
+
+def test_save_tells_the_runner(tmp_path, monkeypatch):
+    monkeypatch.setenv("CFUTILS_EVENTS", str(tmp_path / "events"))
+    fig, data = plots.recipe_bars(forgetting.pooled(make_items(make_runs(("ft",))), n_boot=50))
+    files = plots.save(fig, "bars", data, tmp_path / "new")
+    event = json.loads((tmp_path / "events").read_text())
+    assert event == {"event": "figure", "path": str(files["png"])}
+    assert b"Software" not in files["png"].read_bytes()
+    assert b"CreationDate" not in files["pdf"].read_bytes()
+
+
+def test_every_recipe_has_its_own_colour_and_marker():
+    names = ["base", *RECIPES]
+    assert [*plots.COLOURS] == names
+    assert len(set(plots.COLOURS.values())) == len(set(plots.MARKERS.values())) == len(names)
+    assert plots.colour("unheard of") == "#444444"
+    assert plots.label("unheard of") == "unheard of"
+
+
+def test_length_histogram_and_share_that_ended():
+    samples = pd.DataFrame(
+        {"index": [0, 1], "temperature": 1.0, "token_ids": [[1, 2], [1, 2, 3, 4]],
+         "logprobs": [[-0.1, -50.0], [0.0] * 4], "finish_reason": ["stop", "length"],
+         "text": ["a", "b"]}
+    )  # fmt: skip
+    entropies = pd.DataFrame(
+        {"source": "context_free", "temperature": 1.0, "position": [0], "entropy": [2.0],
+         "stderr": [0.5]}
+    )  # fmt: skip
+    _, data = plots.samples_diagnostics(samples, entropies)
+    by_panel = {name: part for name, part in data.groupby("panel")}
+    assert by_panel["ended"]["y"].tolist() == [0.5]
+    # the token at -50 nats is in the lowest bin, not lost
+    assert by_panel["log-probability"]["y"].iloc[0] == pytest.approx(1 / 6)
+    assert by_panel["length"]["y"].sum() == by_panel["log-probability"]["y"].sum() == 1
+    # 2 +- 1.96 * 0.5
+    assert by_panel["entropy"][["low", "high"]].iloc[0].tolist() == pytest.approx([1.02, 2.98])
+
+
+def test_training_curves_keep_the_order_of_steps():
+    log = pd.DataFrame(
+        {"recipe": "ft", "seed": 0, "step": [0, 1, 2, 3], "lr": [1.0, 2.0, 1.5, 0.5],
+         "target_loss": [4.0, 3.0, 2.0, 1.0], "replay_loss": NAN}
+    )  # fmt: skip
+    fig, data = plots.training_curves(log)
+    assert data["raw"].tolist() == [4, 3, 2, 1]
+    assert fig.axes[1].get_title(loc="left") == "Replay: none in these runs"
+
+
+def test_learning_rate_is_chosen_by_the_lowest_target_nll():
+    _, data = plots.learning_rate(make_scores())
+    assert data.loc[data["chosen"], "lr"].tolist() == [3e-4]
+    # a seed that diverged takes its learning rate out of the choice
+    scores = make_scores()
+    scores.loc[(scores["lr"] == 3e-4) & (scores["seed"] == 1), "value"] = NAN
+    _, data = plots.learning_rate(scores)
+    assert data.loc[data["chosen"], "lr"].tolist() == [1e-4]
+
+
+def test_frontier_has_the_base_and_puts_better_right_and_up():
+    drops = forgetting.pooled(make_items(make_runs(("ft", "wise_ft"))), n_boot=50)
+    for metric, upside_down in (("bpb_gold", True), ("acc", False)):
+        fig, data = plots.frontier(drops, metric=metric)
+        assert fig.axes[0].xaxis_inverted()
+        assert fig.axes[0].yaxis_inverted() == upside_down
+    assert data["recipe"].tolist() == ["base", "ft", "wise_ft", "wise_ft", "wise_ft"]
+    assert data["label"].tolist()[2] == "WiSE-FT α=0.25"
+    assert data.loc[0, "y"] == data.loc[1, "base_y"]
+
+
+def test_heatmap_marks_what_noise_explains():
+    fig, data = plots.drop_heatmap(forgetting.pooled(make_items(make_runs(("ft", "cf_kl")))))
+    marks = sum("≈ 0" in t.get_text() for t in fig.axes[0].texts)
+    assert marks == (data["verdict"] == "within noise").sum() > 0
+    assert set(data["task"]) == {*TASKS, "mean"}
+
+
+def test_kl_figure_takes_a_run_that_did_not_move():
+    items = make_items(make_runs(("ft", "cfs", "l2")))
+    items.loc[(items["recipe"] == "l2") & (items["metric"] == "kl"), "value"] = 0.0
+    fig, data = plots.kl_against_drop(forgetting.paired_drop(items, n_boot=50))
+    assert len(data) == 3 * len(PROBES)
+    assert fig.axes[0].get_xscale() == "symlog"
+
+
+def test_ablation_wants_one_study():
+    items = make_items(make_sweep("replay_weight", (0.0, 0.3, 1.0, 3.0), ("cfs",)))
+    fig, data = plots.ablation(forgetting.pooled(items, n_boot=50), "replay_weight", log=True)
+    assert fig.axes[0].get_xscale() == "symlog"
+    assert data.loc[data["recipe"] == "ft", "replay_weight"].isna().all()
+    twice = pd.concat([items, items[items["recipe"] == "cfs"].assign(
+        ratio=0.9, run=lambda d: d["run"] + "x")])  # fmt: skip
+    with pytest.raises(UserError, match="two runs of a recipe at one replay_weight"):
+        plots.ablation(forgetting.pooled(twice, n_boot=50), "replay_weight")
+    with pytest.raises(UserError, match="x = 'colour'"):
+        plots.ablation(forgetting.pooled(items, n_boot=0), "colour")
+
+
+def test_tokens_are_laid_without_loss():
+    tokens = ["ab", "cde", "\n", "f" * 12, "", "g"]
+    laid, used = plots._lay(tokens, 5)
+    # "ab" and "cde" fill a line, the line end takes the next, twelve f break into 5, 5, 2, then g
+    assert laid == [(0, 0, 0, "ab"), (1, 0, 2, "cde"), (2, 1, 0, "⏎"), (3, 2, 0, "fffff"),
+                    (3, 3, 0, "fffff"), (3, 4, 0, "ff"), (5, 4, 2, "g")]  # fmt: skip
+    assert used == 5
+
+
+def test_drift_shows_the_change_in_log_probability():
+    _, data = plots.token_drift(make_tokens(n=30), value="change", length=10)
+    tokens = make_tokens(n=30)
+    first = tokens[(tokens["recipe"] == "ft") & (tokens["position"] == 0)].iloc[0]
+    assert len(data) == 20
+    assert data["value"].iloc[0] == first["nll_base"] - first["nll"]
+    with pytest.raises(UserError, match="value = 'size'"):
+        plots.token_drift(tokens, value="size")
+    with pytest.raises(UserError, match="sequence 9"):
+        plots.token_drift(tokens, sequence=9)
+
+
+def test_html_is_escaped():
+    text = plots.html_drift(make_tokens().assign(recipe="<b>bold</b>"))
+    assert "<script>" not in text
+    assert "&lt;script&gt;" in text
+    assert "<b>" not in text
+    assert "😀" in text
+    assert "\u202e" not in text  # would turn the rest of the page round
+    assert text.count("<span") == len(make_tokens())
+
+
+@pytest.mark.parametrize("draw", [
+    lambda f: plots.samples_text(f), lambda f: plots.training_curves(f),
+    lambda f: plots.frontier(f), lambda f: plots.token_drift(f), lambda f: plots.learning_rate(f),
+])  # fmt: skip
+def test_an_empty_frame_is_said_to_be_empty(draw):
+    columns = [*forgetting.RUN, *forgetting.CELL, "step", "target_loss", "replay_loss", "sequence",
+               "base", "tuned", "low", "high"]  # fmt: skip
+    with pytest.raises(UserError, match="nothing to draw"):
+        draw(pd.DataFrame(columns=columns))
+
+
+if __name__ == "__main__":
+    for _ in draw_all(Path(sys.argv[1])):
+        pass
