@@ -74,7 +74,7 @@ def main() -> None:
     args = parser.parse_args()
 
     lab = Lab(args.profile, chunk=args.samples)
-    folder = models.folder(lab.store.ensure(lab.base_step))
+    folder = models.folder(lab.ensure(lab.steps.base))
     tokenizer = models.load_tokenizer(folder)
     start = models.start_token(tokenizer, lab.profile.start_token)
     stop = models.end_tokens(tokenizer, start)

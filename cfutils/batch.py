@@ -17,16 +17,19 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
+from cfutils import assets, fresh, paths, profiles
 from cfutils import notebook as sources
-from cfutils import paths, profiles
 from cfutils.errors import UserError
 from cfutils.notebook import Notebook
+from cfutils.steps import Steps
+from cfutils.store import Store
 
-GOOD, FAILED, SKIPPED, INTERRUPTED, NOT_RUN = "good", "failed", "skipped", "interrupted", "not run"
+GOOD, UNCHANGED, FAILED = "good", "unchanged", "failed"
+SKIPPED, INTERRUPTED, NOT_RUN = "skipped", "interrupted", "not run"
 KEPT = ("built ", "damaged", "wait:", "warning")
 """Beginnings of progress lines that stay on a terminal; others are overwritten by the next one."""
 
@@ -64,8 +67,13 @@ class Result:
         self.built, self.reused = len(steps["built"]), len(steps["reused"] - steps["built"])
 
 
-@dataclass(frozen=True)
-class Job:
+    def unchanged(self, note: dict[str, Any]) -> None:
+        """Take the counts from an earlier execution that still stands."""
+        self.status, self.reused = UNCHANGED, len(note["artifacts"])
+        self.figures = list(dict.fromkeys(Path(path).stem for path in note["files"]))
+
+
+class Job(NamedTuple):
     """One notebook with the parameters that it is to run with."""
 
     notebook: Notebook
@@ -103,6 +111,7 @@ def run(
     0 if all are good, 1 if some failed, 130 if interrupted. Raises `UserError` before any runs.
     """
     jobs = prepare(profile, names, given)
+    _make_ready(jobs)
     folder = paths.runs() / "notebooks" / jobs[0].profile.name
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -110,6 +119,19 @@ def run(
             return _run(jobs, folder, force=force)
     except Timeout:
         raise UserError(f"a run of profile {profile} is under way: wait") from None
+
+
+def _make_ready(jobs: Sequence[Job]) -> None:
+    """Refuse bad bases, targets and full disks, and fetch data packages, before hours are spent."""
+    store = Store()
+    needed, packages = [], {}
+    for job in jobs:
+        steps = Steps(job.profile, store)
+        needed += [step for name in job.notebook.studies for step in steps.study(name)]
+        packages |= dict.fromkeys(steps.assets() if job.notebook.studies else [])
+    for name in packages:
+        assets.folder(name)
+    store.check_disk(needed)
 
 
 def _run(jobs: Sequence[Job], folder: Path, *, force: bool) -> int:
@@ -123,9 +145,12 @@ def _run(jobs: Sequence[Job], folder: Path, *, force: bool) -> int:
             if blockers := [lost[number] for number in job.notebook.needs if number in lost]:
                 result.status, result.reason = SKIPPED, f"needs {', '.join(blockers)}"
                 terminal.line(f"{job.notebook.name}: skipped, {result.reason}")
+            elif not force and (note := fresh.recall(*job, folder=folder)):
+                result.unchanged(note)
+                terminal.line(f"{job.notebook.name}: unchanged")
             else:
                 _run_one(job, result, folder, env, terminal)
-            if result.status != GOOD:
+            if result.status not in (GOOD, UNCHANGED):
                 lost[job.notebook.number], code = job.notebook.name, 1
     except KeyboardInterrupt:
         code = 130
@@ -165,7 +190,10 @@ def _run_one(
         raise
     finally:
         result.seconds = round(time.monotonic() - clock, 1)
-        result.count(execute.read_events(execute.events_file(notebook, folder)))
+        events = execute.read_events(execute.events_file(notebook, folder))
+        result.count(events)
+        if result.status == GOOD:
+            fresh.remember(*job, folder=folder, events=events)
         terminal.line(_closing(result, folder))
 
 
@@ -211,7 +239,7 @@ def summary(results: Iterable[Result], seconds: float) -> str:
         for r in results
     ]
     header = ("notebook", "status", "time", "built", "reused", "models loaded", "figures", "")
-    good = sum(row[1] == GOOD for row in rows)
+    good = sum(row[1] in (GOOD, UNCHANGED) for row in rows)
     return f"{table(header, rows)}\n\n{good} of {len(rows)} good, {duration(seconds)} in all"
 
 

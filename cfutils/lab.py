@@ -1,8 +1,8 @@
 """The face that notebooks use: ask for samples, runs and scores; what is missing is built.
 
     lab = Lab("smollm2", temperature=0.8)
-    lab.samples("context_free")          # a tidy frame
-    methods = lab.study("methods")       # .scores, .items, .log(), .mixes(), .tokens(...)
+    lab.samples("context_free", "contextual")    # a tidy frame
+    methods = lab.study("methods")               # .scores, .items, .log(), .mixes(), .tokens(...)
     lab.save(fig, data, "frontier")
 
 What is there is read and nothing heavy is loaded: torch comes in when something must be built.
@@ -106,27 +106,40 @@ class Lab:
         """Return a step's artifact, building what is missing."""
         return self.store.ensure(step)
 
-    def samples(self, source: str, *, temperature: float | None = None) -> pd.DataFrame:
-        """Return a set of the base's samples, one row each: context_free, contextual or probe."""
+    def samples(self, *sources: str, temperatures: Iterable[float] | None = None) -> pd.DataFrame:
+        """Return samples of the base, one row each: context_free, contextual or probe.
+
+        Sources and temperatures (the profile's, unless given) that are missing are drawn by one
+        engine, whose start costs more than a few samples.
+        """
         with self._building():
-            artifact = self.ensure(self.steps.samples(source, temperature=temperature))
-        return sampling.read(artifact).assign(source=source)
+            frames = [
+                sampling.read(self.ensure(self.steps.samples(source, temperature=t))).assign(
+                    source=source
+                )
+                for source in sources
+                for t in temperatures or [self.profile.temperature]
+            ]
+        return pd.concat(frames, ignore_index=True)
 
     def samples_record(self, source: str) -> dict[str, Any]:
         """Return how a set of samples was drawn: start and end tokens, base, versions, seconds."""
         with self._building():
             return self.ensure(self.steps.samples(source)).record
 
-    def entropy(self, source: str, *, temperature: float | None = None) -> pd.DataFrame:
+    def entropy(self, *sources: str, temperatures: Iterable[float] | None = None) -> pd.DataFrame:
         """Return the base's entropy and log-probability at every token of its samples, in nats.
 
         Columns: sample, position, entropy, logprob (of a forward pass at T = 1), source, temperature.
         """
-        t = temperature or self.profile.temperature
+        frames = []
         with self._building():
-            artifact = self.ensure(self.steps.entropy(source, temperature=t))
-        frame = pd.read_parquet(artifact.path / "entropy.parquet")
-        return frame.assign(source=source, temperature=t)
+            for source in sources:
+                for t in temperatures or [self.profile.temperature]:
+                    path = self.ensure(self.steps.entropy(source, temperature=t)).path
+                    frame = pd.read_parquet(path / "entropy.parquet")
+                    frames.append(frame.assign(source=source, temperature=t))
+        return pd.concat(frames, ignore_index=True)
 
     def study(self, name: str) -> Study:
         """Run a study of recipes.STUDIES, building what is missing, and return its scores.

@@ -7,7 +7,9 @@ dequantised once into an ordinary Hugging Face folder, and every record says so.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -121,10 +123,11 @@ def _dequantise(work: Path, needs: dict[str, Artifact], *, packaged: Packaged) -
     gguf = assets.folder(packaged.asset) / packaged.file
     say(f"dequantise {gguf.name}")
     _quiet()
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    loaded = AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, dtype=torch.float32
-    )
+    with contextlib.redirect_stderr(io.StringIO()):  # a bar that no setting turns off
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        loaded = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+        )
     values = {k: v for k, v in loaded.config.to_dict().items() if k != "quantization_config"}
     config = CONFIG_MAPPING[values["model_type"]](**values)
     dense = type(loaded)(config)

@@ -184,7 +184,10 @@ def _judged(drops: pd.DataFrame) -> pd.DataFrame:
 
 
 def _log_axis(ax: Axes, values: pd.Series) -> None:
-    """Make x logarithmic; where there is a zero too, linear below the smallest positive value."""
+    """Make x logarithmic; where there is a zero too, linear below the smallest positive value.
+
+    To be called before drawing: limits set on a linear axis would stay.
+    """
     positive = values[values > 0]
     if len(positive) and (values <= 0).any():
         ax.set_xscale("symlog", linthresh=positive.min())
@@ -227,13 +230,17 @@ def samples_diagnostics(
     """Length with the share that ended, token log-probability, entropy by position.
 
     samples: token_ids, logprobs (nats, of the base at T = 1), finish_reason, temperature, and
-    optionally source. diagnostics: source, temperature, position, entropy, stderr (nats).
+    optionally source. diagnostics: source, temperature, position, entropy (nats): a row a token, or
+    a row a position with stderr.
     Returns the drawn frame: panel (ended, length, log-probability, entropy), series, x (left edge or
     position), right, y, low, high.
     """
     samples, diagnostics = _some(samples, "samples"), _some(diagnostics, "entropies")
     samples = samples.assign(series=_series(samples))
     diagnostics = diagnostics.assign(series=_series(diagnostics))
+    if "stderr" not in diagnostics:
+        grouped = diagnostics.groupby(["series", "position"], sort=False)["entropy"]
+        diagnostics = grouped.agg(entropy="mean", stderr="sem").reset_index()
     names = list(dict.fromkeys([*samples["series"], *diagnostics["series"]]))
     length = samples["token_ids"].map(len).to_numpy()
     logs = np.concatenate([np.asarray(row, float) for row in samples["logprobs"]])
@@ -429,6 +436,7 @@ def learning_rate(scores: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
         f"{'one seed' if many == 1 else f'mean over {many} seeds'}; ± one standard error over items",
         (7.5, 4.4),
     )
+    _log_axis(ax, data["lr"])
     for recipe, own in data.groupby("recipe", sort=False):
         x, y, name = own["lr"], own["value"], label(recipe)
         _dots(ax, recipe, x, y, yerr=own["stderr"], line="-", label=name)
@@ -438,7 +446,6 @@ def learning_rate(scores: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
                     label=f"chosen for {name}: {best.lr:g}")  # fmt: skip
     if len(base):
         ax.axhline(base.iloc[0], color="black", linestyle=":", label=label("base"))
-    _log_axis(ax, data["lr"])
     _ticks(ax, data["lr"])
     ax.set_xlabel("peak learning rate (log axis)")
     ax.set_ylabel(f"target {_with_unit('nll')}\n← better")
@@ -541,12 +548,14 @@ def kl_against_drop(runs: pd.DataFrame, *, metric: str = "bpb_gold") -> tuple[Fi
     lines = math.ceil(len(probes) / columns)
     fig, axes = _figure(
         "Distance from the base against forgetting, one point a run\n"
-        f"intervals: {data['level'].iloc[0]:.0%} over items (drop), ± one standard error (KL); R² of the line in KL",
+        f"intervals: {data['level'].iloc[0]:.0%} over items (drop), ± one standard error (KL); "
+        "R² of the line in KL",
         (4.2 * columns + 0.4, 3.0 * lines + 1.2),
         nrows=lines, ncols=columns, sharey=True, squeeze=False,
     )  # fmt: skip
     for ax, probe in zip(axes.flat, probes, strict=False):
         part = data[data["probe"] == probe]
+        _log_axis(ax, part["kl"])
         for recipe, own in part.groupby("recipe", sort=False):
             x, y, se = own["kl"], own["drop"], own["kl_stderr"]
             # a log axis has no place for an end at or below zero
@@ -557,7 +566,6 @@ def kl_against_drop(runs: pd.DataFrame, *, metric: str = "bpb_gold") -> tuple[Fi
         found = relation(part["kl"], part["drop"])
         numbers = f"R² = {found['r2']:.2f}, τ = {found['tau']:.2f}, n = {found['n']}"
         ax.set_title(f"{label(probe)}:  {numbers}", loc="left")
-        _log_axis(ax, part["kl"])
         if ax.get_xscale() == "log":
             narrow = part["kl"].max() < 30 * part["kl"].min()
             ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if narrow else (1,)))
@@ -611,6 +619,8 @@ def ablation(
     titles = ("Retained: above 0 is worse", "Target: lower is better", f"KL on {label(probe)}")
     for ax, panel, name, title in zip(axes, panels, names, titles, strict=True):
         part = data[data["panel"] == panel]
+        if log:
+            _log_axis(ax, part[x])
         for recipe, own in part[part[x].notna()].groupby("recipe", sort=False):
             bars = _error(own["value"], own["low"], own["high"])
             _dots(ax, recipe, own[x], own["value"], yerr=bars, line="-", label=label(recipe))
@@ -618,8 +628,6 @@ def ablation(
             hue = colour(row.recipe)
             ax.axhline(row.value, color=hue, linestyle="--", label=label(row.recipe))
             ax.axhspan(row.low, row.high, color=hue, alpha=0.12, linewidth=0)
-        if log:
-            _log_axis(ax, part[x])
         _ticks(ax, part[x])
         ax.set(xlabel=xlabel, ylabel=name)
         ax.set_title(title, loc="left")

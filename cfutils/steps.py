@@ -158,6 +158,12 @@ class Steps:
         label = f"{group} of {plan.label if plan else 'the base'}"
         return self._step("scores", group, params, needs, label)
 
+    def assets(self) -> list[str]:
+        """The data packages that the profile builds on."""
+        kind, _, name = self.profile.base.partition(":")
+        base = [models.PACKAGED[name].asset] if kind == "asset" else []
+        return [*base, tasks.PACKAGE]  # prose and packaged benchmarks
+
     def study(self, name: str) -> list[Step]:
         """All steps of a study of recipes.STUDIES, or of `samples`, deepest first, without doubles."""
         if name == "samples":

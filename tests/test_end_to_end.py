@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from cfutils import models, paths, score, tasks
+from cfutils import models, paths, tasks
 from cfutils.lab import Lab
 from cfutils.notebook import notebooks
 
@@ -42,7 +42,7 @@ def home(tmp_path_factory):
 
 
 def test_every_notebook_runs_and_every_figure_is_there(home):
-    assert [row["status"] for row in summary(home)] == ["ok"] * len(notebooks())
+    assert [row["status"] for row in summary(home)] == ["good"] * len(notebooks())
     for notebook in notebooks():
         for name in notebook.figures:
             for kind in ("png", "pdf", "csv"):
@@ -50,11 +50,18 @@ def test_every_notebook_runs_and_every_figure_is_there(home):
                 assert path.stat().st_size > 100, path
 
 
-def test_second_run_builds_nothing_loads_nothing_and_draws_the_same_bytes(home):
+def test_second_run_has_nothing_to_do(home):
+    assert cfutils("run", "smoke", home=home).returncode == 0
+    assert {(r["status"], r["built"], r["models"]) for r in summary(home)} == {("unchanged", 0, 0)}
+
+
+def test_a_lost_figure_is_drawn_again_with_the_same_bytes_and_no_model(home):
     figures = home / "figures" / "smoke"
     before = {p.name: p.read_bytes() for p in figures.iterdir()}
+    for path in figures.iterdir():
+        path.unlink()
     assert cfutils("run", "smoke", home=home).returncode == 0
-    assert {(r["built"], r["models"]) for r in summary(home)} == {(0, 0)}
+    assert {(r["status"], r["built"], r["models"]) for r in summary(home)} == {("good", 0, 0)}
     assert {p.name: p.read_bytes() for p in figures.iterdir()} == before
 
 
@@ -81,10 +88,11 @@ if __name__ == "__main__":
 
 def test_killed_while_sampling_tuning_and_scoring_it_resumes_to_the_same_scores(tmp_path):
     """SIGKILL in each phase; the scores at the end are those of an undisturbed run."""
-    base = Lab("smoke").base_step
-    found = Lab("smoke").store.ensure(base)  # the base is the same in both: spare its dequantisation
+    base = Lab("smoke").steps.base
+    found = Lab("smoke").ensure(base)  # the base is the same in both: spare its dequantisation
     frames = {}
-    for name, kills in (("plain", []), ("killed", ["6 of 9 samples", "checkpoint at step 2", "  arc_easy:"])):
+    marks = ["6 of 9 samples", "checkpoint at step 2", "  arc_easy:"]
+    for name, kills in (("plain", []), ("killed", marks)):
         home = tmp_path / name
         (home / "runs" / "base").mkdir(parents=True)
         (home / "runs" / "base" / base.key).symlink_to(found.path)
@@ -117,8 +125,9 @@ def run_until(home: Path, mark: str | None) -> None:
 def test_scores_equal_those_of_the_stock_lm_eval_command(tmp_path):
     """Same model, same items, lm-eval's own command line: item by item the same answers."""
     lab = Lab("smoke", retained=["winogrande", "sciq"], limit=6)
-    folder = models.folder(lab.store.ensure(lab.base_step))
-    ours = score.read_items(lab.store.ensure(lab.scores_step(None, "retained")))
+    folder = models.folder(lab.ensure(lab.steps.base))
+    step = lab.steps.scores(None, "retained")
+    ours = pd.read_parquet(lab.ensure(step).path / "items.parquet")
     indices = {}
     for name in lab.profile.retained:
         table = tasks.local_items(name)
@@ -134,7 +143,8 @@ def test_scores_equal_those_of_the_stock_lm_eval_command(tmp_path):
         sys.executable, "-m", "lm_eval", "--model", "hf",
         "--model_args", f"pretrained={folder},dtype=float32", "--device", "cpu",
         "--tasks", ",".join(indices), "--include_path", str(tmp_path), "--samples", json.dumps(indices),
-        "--batch_size", str(lab.profile.score_batch), "--log_samples", "--output_path", str(tmp_path / "out"),
+        "--batch_size", str(lab.profile.score_batch), "--log_samples",
+        "--output_path", str(tmp_path / "out"),
     ]  # fmt: skip
     subprocess.run(command, check=True, capture_output=True, text=True)
     for name in lab.profile.retained:

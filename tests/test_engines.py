@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def base():
     lab = Lab("smoke", chunk=24)
-    folder = models.folder(lab.store.ensure(lab.base_step))
+    folder = models.folder(lab.ensure(lab.steps.base))
     tokenizer = models.load_tokenizer(folder)
     start = models.start_token(tokenizer, lab.profile.start_token)
     return lab.profile, folder, start, models.end_tokens(tokenizer, start)

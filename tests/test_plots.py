@@ -308,6 +308,19 @@ def test_length_histogram_and_share_that_ended():
     assert by_panel["entropy"][["low", "high"]].iloc[0].tolist() == pytest.approx([1.02, 2.98])
 
 
+def test_entropies_of_tokens_are_averaged_by_position():
+    samples, _ = make_samples(4, (1.0,))
+    tokens = pd.DataFrame(
+        {"source": "context_free", "temperature": 1.0, "sample": [0, 1, 0], "position": [0, 0, 1],
+         "entropy": [1.0, 3.0, 2.0]}
+    )  # fmt: skip
+    _, data = plots.samples_diagnostics(samples, tokens)
+    part = data[data["panel"] == "entropy"]
+    assert part["y"].tolist() == [2, 2]
+    # 1 and 3: standard error sqrt(2/2) = 1; a position that one sample reaches has none
+    assert part["low"].tolist() == pytest.approx([2 - 1.96, NAN], nan_ok=True)
+
+
 def test_training_curves_keep_the_order_of_steps():
     log = pd.DataFrame(
         {"recipe": "ft", "seed": 0, "step": [0, 1, 2, 3], "lr": [1.0, 2.0, 1.5, 0.5],

@@ -1,0 +1,245 @@
+"""Samples follow the base's own law, do not depend on their neighbours, and survive a kill."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from cfutils import models, sampling
+from cfutils.engines import Request, TransformersEngine
+from cfutils.store import Store
+
+N_VOCABULARY = 300
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_base, tiny_profile):
+    with TransformersEngine(tiny_base, tiny_profile) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def model(tiny_base, tiny_profile):
+    return models.load(tiny_base, tiny_profile)
+
+
+def drawing(engine, n, *, temperature=1.0, max_tokens=16, stop=(0,), seed=0, prompt=(0,)):
+    return engine.draw(
+        [Request(prompt, seed + i) for i in range(n)], temperature=temperature,
+        max_tokens=max_tokens, stop=stop,
+    )  # fmt: skip
+
+
+@torch.inference_mode()
+def forward_logprobs(model, prompt, tokens):
+    """log p of each token at T = 1, by one plain forward pass."""
+    ids = torch.tensor([[*prompt, *tokens]])
+    logp = model(ids).logits[0, :-1].log_softmax(-1)
+    return logp.gather(1, ids[0, 1:, None])[len(prompt) - 1 :, 0].numpy()
+
+
+# ---- the engine
+
+
+def test_different_seeds_give_different_samples_and_the_same_seed_the_same(engine):
+    drawn = drawing(engine, 30)
+    assert len({tuple(c.token_ids) for c in drawn}) == 30
+    assert drawn == drawing(engine, 30)
+
+
+def test_a_sample_does_not_depend_on_what_is_drawn_beside_it(engine):
+    together = drawing(engine, 12, seed=50)
+    alone = [drawing(engine, 1, seed=50 + i)[0] for i in range(12)]
+    assert [c.token_ids for c in together] == [c.token_ids for c in alone]
+
+
+def test_prompts_of_several_lengths_do_not_disturb_each_other(engine, model):
+    """Padded on the left; the short one's log-probabilities are those of a pass without padding."""
+    prompts = [(0,), (0, 5, 6, 7, 8, 9, 10), (40, 41, 42)]
+    drawn = engine.draw(
+        [Request(p, i) for i, p in enumerate(prompts)], temperature=1.0, max_tokens=12, stop=(0,)
+    )
+    for prompt, c in zip(prompts, drawn, strict=True):
+        expected = forward_logprobs(model, prompt, c.token_ids)
+        np.testing.assert_allclose(c.logprobs, expected, atol=1e-4)
+
+
+def test_a_stop_token_ends_a_sample_and_is_kept(engine):
+    """A hundred stop tokens, so that samples end at many lengths and rows leave the batch."""
+    stop = tuple(range(100))
+    drawn = drawing(engine, 40, stop=stop, max_tokens=8)
+    assert {c.finish_reason for c in drawn} == {"stop", "length"}
+    for c in drawn:
+        assert not set(c.token_ids[:-1]) & set(stop)
+        ended = c.token_ids[-1] in stop
+        assert c.finish_reason == ("stop" if ended else "length")
+        assert ended or len(c.token_ids) == 8
+        assert len(c.logprobs) == len(c.token_ids)
+
+
+@pytest.mark.parametrize("temperature", [0.6, 1.0, 1.7])
+def test_log_probabilities_are_the_bases_own_at_temperature_1(engine, model, temperature):
+    for c in drawing(engine, 6, temperature=temperature, stop=tuple(range(60)), max_tokens=10):
+        expected = forward_logprobs(model, (0,), c.token_ids)
+        np.testing.assert_allclose(c.logprobs, expected, atol=1e-4)
+
+
+def test_a_lower_temperature_draws_likelier_tokens(engine):
+    means = [
+        np.mean([c.logprobs[0] for c in drawing(engine, 200, temperature=t, max_tokens=1)])
+        for t in (0.3, 1.0, 2.0)
+    ]
+    assert means[0] > means[1] > means[2]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_first_tokens_follow_the_softmax(engine, model, temperature):
+    """2000 draws: each token's frequency within 4 standard errors where 5 or more are expected.
+
+    Rarer tokens are pooled. Seeds are fixed, so the test cannot fail by chance once it has passed.
+    """
+    n = 2000
+    drawn = drawing(engine, n, temperature=temperature, max_tokens=1, seed=1000)
+    counts = np.bincount([c.token_ids[0] for c in drawn], minlength=N_VOCABULARY)
+    with torch.inference_mode():
+        logits = model(torch.tensor([[0]])).logits[0, -1] / temperature
+    p = logits.softmax(-1).double().numpy()
+    common = n * p >= 5
+    observed = [*counts[common], counts[~common].sum()]
+    p = np.array([*p[common], p[~common].sum()])
+    assert len(p) > 20
+    z = (observed - n * p) / np.sqrt(n * p * (1 - p))
+    assert np.abs(z).max() < 4
+    chi2 = (((observed - n * p) ** 2) / (n * p)).sum()
+    assert chi2 < len(p) - 1 + 4 * np.sqrt(2 * (len(p) - 1))  # mean and deviation of chi-square
+
+
+# ---- the step
+
+
+class Killed(BaseException):
+    """Stands for a kill."""
+
+
+class Fragile:
+    """An engine that dies at its n-th call, and counts."""
+
+    def __init__(self, engine, *, calls=10**9):
+        self.engine, self.left, self.drawn = engine, calls, []
+
+    def __call__(self, folder):
+        return self
+
+    def draw(self, requests, **settings):
+        if self.left == 0:
+            raise Killed
+        self.left -= 1
+        self.drawn += [r.seed for r in requests]
+        return self.engine.draw(requests, **settings)
+
+
+def step_of(profile, engine, stream="context_free", **settings):
+    settings = {"n": 10, "temperature": 1.0, **settings}
+    return sampling.samples_step(
+        profile, models.base_step(profile), stream, engine=engine, **settings
+    )
+
+
+def test_records_are_complete(tiny_profile, engine, store, model):
+    artifact = store.ensure(step_of(tiny_profile, Fragile(engine), temperature=0.8))
+    frame = sampling.read(artifact)
+    assert list(frame) == [
+        "index", "seed", "temperature", "prompt_ids", "token_ids", "logprobs", "finish_reason", "text"
+    ]  # fmt: skip
+    assert frame["index"].tolist() == list(range(10))
+    assert frame["seed"].tolist() == [1_000_000 + i for i in range(10)]
+    assert set(frame["temperature"]) == {0.8}
+    tokenizer = models.load_tokenizer(models.folder(store.ensure(models.base_step(tiny_profile))))
+    for row in frame.itertuples():
+        assert list(row.prompt_ids) == [tokenizer.eos_token_id]
+        assert row.text == tokenizer.decode(row.token_ids, skip_special_tokens=True)
+        expected = forward_logprobs(model, row.prompt_ids, list(row.token_ids))
+        np.testing.assert_allclose(row.logprobs, expected, atol=1e-4)
+    notes = artifact.notes
+    assert notes["start_token"] == "<|endoftext|>" and notes["end_ids"] == [notes["start_id"]]
+    assert notes["tokens"] == frame["token_ids"].map(len).sum()
+    assert list(artifact.record["files"]) == ["samples.parquet"]
+
+
+def test_a_killed_job_goes_on_where_it_was_and_gives_the_same_samples(
+    tiny_profile, engine, tmp_path
+):
+    """Chunks of 4, 4 and 2; killed before the third: 8 are kept, 2 are drawn."""
+    whole = sampling.read(
+        Store(tmp_path / "one").ensure(step_of(tiny_profile, Fragile(engine)))
+    )
+    broken = Store(tmp_path / "two")
+    with pytest.raises(Killed):
+        broken.ensure(step_of(tiny_profile, Fragile(engine, calls=2)))
+    rest = Fragile(engine)
+    again = sampling.read(broken.ensure(step_of(tiny_profile, rest)))
+    assert rest.drawn == [1_000_008, 1_000_009]
+    pd.testing.assert_frame_equal(again, whole)
+
+
+def test_streams_have_seeds_of_their_own(tiny_profile, engine, store):
+    """So that the probe is never a sample that replay may contain."""
+    frames = [
+        sampling.read(store.ensure(step_of(tiny_profile, Fragile(engine), stream, n=4)))
+        for stream in ("context_free", "probe")
+    ]
+    seeds, texts = ([set(f[c].map(str)) for f in frames] for c in ("seed", "token_ids"))
+    assert not seeds[0] & seeds[1] and not texts[0] & texts[1]
+
+
+def test_contextual_samples_continue_their_prompts(tiny_profile, engine, store):
+    heads = [(3, 4, 5), (6, 7)] * 2
+    step = step_of(
+        tiny_profile, Fragile(engine), "contextual", n=4, prompts=lambda _: heads, prompts_key="x"
+    )
+    frame = sampling.read(store.ensure(step))
+    assert [tuple(ids) for ids in frame["prompt_ids"]] == heads
+
+
+def test_the_key_follows_what_decides_a_sample(tiny_profile):
+    of = functools.partial(step_of, engine=None)
+    p = tiny_profile
+    keys = {
+        of(p).key, of(p, n=11).key, of(p, temperature=0.5).key, of(p, stream="probe").key,
+        of(p.change(max_tokens=9)).key, of(p.change(start_token="a")).key,
+        of(p.change(dtype="bfloat16")).key, of(p.change(engine="vllm")).key,
+        of(p, prompts_key="x").key,
+    }  # fmt: skip
+    assert len(keys) == 9
+    assert of(p.change(n_train=3, lr=1.0, n_generate=1)).key == of(p).key
+
+
+# ---- description
+
+
+def test_describe_by_hand():
+    """Three samples of 2, 2 and 1 tokens: sums of log p -2, -2, -3.
+
+    logprob = -7 / 5 = -1.4. Residuals sum - mean * length: 0.8, 0.8, -1.6; over the mean length 5/3:
+    0.48, 0.48, -0.96, whose deviation (n - 1) is sqrt((2 * 0.2304 + 0.9216) / 2) = sqrt(0.6912);
+    over sqrt(3): sqrt(0.2304) = 0.48. Unigrams 1 2 1 2 3: 3 of 5; bigrams twice (1 2): 1 of 2;
+    no trigrams: 0. Two of three samples are alike.
+    """
+    frame = pd.DataFrame(
+        {
+            "source": "context_free",
+            "temperature": 1.0,
+            "token_ids": [[1, 2], [1, 2], [3]],
+            "logprobs": [[-1.0, -1.0], [-0.5, -1.5], [-3.0]],
+            "finish_reason": ["stop", "length", "stop"],
+        }
+    )
+    row = sampling.describe(frame).iloc[0]
+    assert (row.samples, row.tokens, row.mean_length) == (3, 5, pytest.approx(5 / 3))
+    assert row.eos_share == row.duplicates == pytest.approx(2 / 3)
+    assert row.logprob == pytest.approx(-1.4) and row.logprob_stderr == pytest.approx(0.48)
+    assert (row.distinct_1, row.distinct_2, row.distinct_3) == (0.6, 0.5, 0.0)

@@ -1,0 +1,192 @@
+"""Items of one's own, and the split that keeps held-out ones held out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import pytest
+
+from cfutils import tasks
+from cfutils.errors import UserError
+
+GOOD = json.dumps({"prompt": "p", "response": "r"})
+
+
+@pytest.fixture
+def jsonl(tmp_path):
+    """Write lines to a file; returns its path."""
+
+    def write(*lines):
+        path = tmp_path / "mine.jsonl"
+        path.write_text("\n".join(lines), encoding="utf-8")
+        return path
+
+    return write
+
+
+# ---- files
+
+
+@pytest.mark.parametrize(
+    "lines, says",
+    [
+        ([GOOD, "{"], "mine.jsonl, line 2: not valid JSON"),
+        ([GOOD, "", "nope"], "mine.jsonl, line 3: not valid JSON"),
+        ([GOOD, '{"prompt": "p"}'], "mine.jsonl, line 2: wants a text under 'response'"),
+        (['{"response": "r"}'], "mine.jsonl, line 1: wants a text under 'prompt'"),
+        (['{"prompt": "p", "response": ""}'], "line 1: wants a text under 'response'"),
+        (['{"prompt": 3, "response": "r"}'], "line 1: wants a text under 'prompt'"),
+        (["[1, 2]"], "line 1: wants a text under 'prompt'"),
+        ([], "mine.jsonl is empty"),
+        (["", "  "], "mine.jsonl is empty"),
+    ],
+)
+def test_a_malformed_file_is_refused_with_the_line(jsonl, lines, says):
+    with pytest.raises(UserError, match=says):
+        tasks.read_jsonl(jsonl(*lines))
+    with pytest.raises(UserError, match=says):
+        tasks.target_digest(str(jsonl(*lines)))
+
+
+def test_a_missing_file_and_an_unknown_target_are_refused():
+    with pytest.raises(UserError, match=r"target = '/nowhere/mine\.jsonl' .*a file that exists"):
+        tasks.target("/nowhere/mine.jsonl")
+    with pytest.raises(UserError, match=r"target = 'gsm9k' .*gsm8k, medmcqa.*\.jsonl file"):
+        tasks.target("gsm9k")
+
+
+def test_a_file_that_is_not_utf8_is_refused(tmp_path):
+    path = tmp_path / "latin.jsonl"
+    path.write_bytes('{"prompt": "café", "response": "r"}'.encode("latin-1"))
+    with pytest.raises(UserError, match=r"latin\.jsonl"):
+        tasks.read_jsonl(path)
+
+
+def test_items_are_read_whole(jsonl):
+    """Blank lines are skipped; the native record stays."""
+    first = {"prompt": "p", "response": " r", "source": "me"}
+    one, two = tasks.read_jsonl(jsonl(json.dumps(first), "", GOOD))
+    assert (one.prompt, one.response, one.doc) == ("p", " r", first)
+    assert one.id == two.id == hashlib.sha256(b"p").hexdigest()[:16]
+
+
+def test_a_line_ends_at_a_newline_and_nowhere_else(jsonl):
+    """U+2028 and U+0085 may stand inside a JSON text; they end no line of a file."""
+    item = {"prompt": "a\u2028b", "response": "c\x85d"}
+    (found,) = tasks.read_jsonl(jsonl(json.dumps(item, ensure_ascii=False)))
+    assert (found.prompt, found.response) == ("a\u2028b", "c\x85d")
+
+
+def test_the_digest_follows_the_file(jsonl):
+    one = tasks.target_digest(str(jsonl(GOOD)))
+    assert one == tasks.target_digest(str(jsonl(GOOD)))
+    assert one != tasks.target_digest(str(jsonl(GOOD, GOOD)))
+
+
+# ---- split
+
+
+def split(target, *, max_length=100, n_train, n_heldout):
+    """Split by the length of the prompt in characters."""
+    return tasks.split(
+        str(target), lambda e: len(e.prompt), max_length=max_length, n_train=n_train,
+        n_heldout=n_heldout,
+    )  # fmt: skip
+
+
+def test_the_hash_of_the_prompt_decides_the_side():
+    """First 8 hexadecimal digits of the SHA-256 below 0.25 * 16^8, that is, first digit 0 to 3."""
+    for i in range(200):
+        text = f"text {i}"
+        assert tasks.is_heldout(text) == (hashlib.sha256(text.encode()).hexdigest()[0] in "0123")
+    share = sum(tasks.is_heldout(f"text {i}") for i in range(2000)) / 2000
+    assert abs(share - 0.25) < 4 * (0.25 * 0.75 / 2000) ** 0.5
+
+
+def test_the_sides_are_disjoint_and_the_split_is_always_the_same(tiny_target):
+    train, heldout, too_long = split(tiny_target, n_train=20, n_heldout=8)
+    assert (len(train), len(heldout), too_long) == (20, 8, 0)
+    assert not {e.id for e in train} & {e.id for e in heldout}
+    assert all(tasks.is_heldout(e.prompt) for e in heldout)
+    assert not any(tasks.is_heldout(e.prompt) for e in train)
+    assert split(tiny_target, n_train=20, n_heldout=8) == (train, heldout, 0)
+
+
+def test_a_smaller_set_is_the_beginning_of_a_larger_one(tiny_target):
+    train, heldout, _ = split(tiny_target, n_train=20, n_heldout=8)
+    fewer, less, _ = split(tiny_target, n_train=5, n_heldout=3)
+    assert fewer == train[:5] and less == heldout[:3]
+
+
+def test_the_order_of_the_file_and_doubles_change_nothing(tiny_target, tmp_path):
+    lines = tiny_target.read_text().splitlines()
+    other = tmp_path / "other.jsonl"
+    other.write_text("\n".join([*reversed(lines), *lines[:5]]))
+    assert split(other, n_train=20, n_heldout=8) == split(tiny_target, n_train=20, n_heldout=8)
+
+
+def test_items_that_are_too_long_are_left_out_and_counted(jsonl):
+    """Six prompts of one side, every other one 50 characters longer."""
+    names = [f"item {i}" for i in range(60)]
+    prompts = [n + " " * 50 * (i % 2) for i, n in enumerate(names)]
+    prompts = [p for p in prompts if not tasks.is_heldout(p)]
+    long = sum(len(p) > 40 for p in prompts)
+    path = jsonl(*(json.dumps({"prompt": p, "response": "r"}) for p in [*prompts, "held out 1"]))
+    n = len(prompts) - long
+    held = int(tasks.is_heldout("held out 1"))
+    train, _, too_long = split(
+        path, max_length=40, n_train=n + 1 - held, n_heldout=held
+    )
+    assert too_long == long and all(len(e.prompt) <= 40 for e in train)
+
+
+@pytest.mark.parametrize("name, n_train, n_heldout", [("n_train", 99, 3), ("n_heldout", 3, 99)])
+def test_too_few_items_are_refused_with_the_number_there_is(tiny_target, name, n_train, n_heldout):
+    with pytest.raises(UserError, match=rf"{name} = 99 .*at most \d+ for target"):
+        split(tiny_target, n_train=n_train, n_heldout=n_heldout)
+
+
+# ---- choices of items
+
+
+@pytest.mark.parametrize(
+    "total, limit, indices",
+    [
+        (10, 5, [0, 2, 4, 6, 8]),
+        (10, 4, [0, 2, 5, 7]),  # 0, 2.5, 5, 7.5
+        (3, 10, [0, 1, 2]),
+        (3, None, [0, 1, 2]),
+        (10, 1, [0]),
+        (10, 0, []),
+        (0, 5, []),
+    ],
+)
+def test_evenly(total, limit, indices):
+    assert tasks.evenly(total, limit) == indices
+
+
+def test_an_unknown_retained_task_is_refused_with_the_list():
+    with pytest.raises(UserError, match=r"retained = 'nothing' .*hellaswag.*benchmarks: hub"):
+        tasks.lm_eval_task("nothing")
+
+
+def test_an_unknown_kind_of_prose_is_refused():
+    with pytest.raises(UserError, match="prose = 'poems'"):
+        tasks.prose("poems")
+
+
+@pytest.mark.parametrize("name", tasks.LOCAL)
+def test_stock_definitions_are_where_they_are_looked_for(name):
+    assert tasks.stock(name).is_file()
+
+
+def test_documents_given_replace_a_stock_tasks_items():
+    """lm-eval's own prompt, choices and metrics, zero-shot."""
+    doc = {"support": "", "question": "Q?", "distractor1": "a", "distractor2": "b",
+           "distractor3": "c", "correct_answer": "d"}  # fmt: skip
+    task = tasks.lm_eval_task("sciq", docs=[doc])
+    assert len(task.eval_docs) == 1 and task.config.num_fewshot == 0
+    assert task.doc_to_text(doc) == "\nQuestion: Q?\nAnswer:"
+    assert task.doc_to_choice(doc) == ["a", "b", "c", "d"]
+    assert [m for m in task._metric_fn_list] == ["acc", "acc_norm"]
