@@ -65,6 +65,8 @@ class Kernel(AsyncKernelManager):
             "ipykernel_launcher",
             "-f",
             os.path.realpath(self.connection_file),
+            # below errors, the kernel's own log only warns of TCP: its ports are local, messages signed
+            "--log-level=ERROR",
         ]
         return command + (extra_arguments or [])
 

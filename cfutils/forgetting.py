@@ -11,7 +11,6 @@ there are two or more, and says `n_seeds` so that a figure can state it where th
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
@@ -19,7 +18,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from cfutils.errors import UserError, bad
+from cfutils import resampling
+from cfutils.errors import UserError
 from cfutils.recipes import RECIPES
 
 LOWER_IS_BETTER = frozenset({"nll", "bpb", "bpb_gold", "kl"})
@@ -82,59 +82,6 @@ def drop(scores: pd.DataFrame, items: pd.DataFrame | None = None) -> pd.DataFram
     return by_recipe(out)
 
 
-def _line_up(
-    cell: pd.DataFrame, where: tuple
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, pd.Index]:
-    """One task and metric by item: base (n,), tuned (n, runs), weights (n,), run keys."""
-    name = " / ".join(map(str, where))
-    if cell.duplicated(["run", "item"]).any():
-        raise UserError(f"{name}: a run has an item twice; give each run once")
-    value = cell.pivot(index="item", columns="run", values="value")
-    weight = cell.pivot(index="item", columns="run", values="weight")
-    if weight.isna().to_numpy().any():
-        raise UserError(f"{name}: runs were scored on different items; use one profile for all")
-    if (weight.nunique(axis=1) > 1).any():
-        raise UserError(f"{name}: an item's weight differs between runs; use one profile for all")
-    base_runs = cell.loc[cell["recipe"] == "base", "run"].unique()
-    if len(base_runs) > 1:
-        raise UserError(f"{name}: items of {len(base_runs)} bases; give those of one profile")
-    tuned = value.drop(columns=base_runs)
-    if len(base_runs):
-        base = value[base_runs[0]].to_numpy(float)
-    elif where[-1] == "kl":  # KL(base || base) is 0 whether or not somebody wrote it down
-        base = np.zeros(len(value))
-    else:
-        raise UserError(f"{name}: no items of the base; score the base too")
-    return base, tuned.to_numpy(float), weight.iloc[:, 0].to_numpy(float), tuned.columns
-
-
-def _bootstrap(
-    change: np.ndarray, weight: np.ndarray, *, n_boot: int, seed: int, name: str
-) -> np.ndarray:
-    """Weighted means (n_boot, runs) of resampled items; runs and metrics of a task share draws."""
-    n = len(weight)
-    rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
-    draws = np.empty((n_boot, change.shape[1]))
-    for start in range(0, n_boot, 250):  # blocks bound the memory: 250 x 10,000 items is 20 MB
-        rows = min(250, n_boot - start)
-        picks = rng.integers(n, size=(rows, n)) + n * np.arange(rows)[:, None]
-        counts = np.bincount(picks.ravel(), minlength=rows * n).reshape(rows, n) * weight
-        draws[start : start + rows] = counts @ change / counts.sum(1, keepdims=True)
-    return draws
-
-
-def _interval(draws: np.ndarray, level: float) -> np.ndarray:
-    """Percentile interval (2, runs) of the draws; NaN without draws."""
-    if not len(draws):
-        return np.full((2, draws.shape[1]), np.nan)
-    return np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=0)
-
-
-def _check_level(level: float) -> None:
-    if not 0 < level < 1:
-        raise bad("level", level, "a share between 0 and 1", "0.95 is usual")
-
-
 def paired_drop(
     items: pd.DataFrame, *, n_boot: int = 2000, level: float = 0.95, seed: int = 0
 ) -> pd.DataFrame:
@@ -150,49 +97,32 @@ def paired_drop(
     Returns columns: `RUN`, group, task, metric, base, tuned, drop, stderr, low, high, n (items),
     level. Units are the metric's. Raises `UserError` if runs were not scored on the same items.
     """
-    _check_level(level)
+    resampling.check_level(level)
     _need(items, [*RUN, *CELL, "item", "value", "weight"], "items")
     rows, parts = [], {}
     for where, cell in items.groupby(CELL, sort=False):
-        base, tuned, weight, runs = _line_up(cell, where)
+        base, tuned, weight, runs = resampling.line_up(cell, where)
         change = _sign(where[-1]) * (base[:, None] - tuned)
-        n, total = len(weight), weight.sum()
-        share = weight / total
-        mean = share @ change
-        spread = (share[:, None] * (change - mean)) ** 2
-        stderr = np.sqrt(spread.sum(0) * n / (n - 1)) if n > 1 else np.full(len(runs), np.nan)
-        draws = _bootstrap(change, weight, n_boot=n_boot, seed=seed, name="/".join(where[:2]))
-        low, high = _interval(draws, level)
+        mean, stderr = resampling.weighted_mean(change, weight)
+        share = weight / weight.sum()
+        name = "/".join(where[:2])
+        draws = resampling.bootstrap(change, weight, n_boot=n_boot, seed=seed, name=name)
+        low, high = resampling.interval(draws, level)
         one = pd.DataFrame(
             {
                 "run": runs, "group": where[0], "task": where[1], "metric": where[2],
                 "base": share @ base, "tuned": share @ tuned, "drop": mean, "stderr": stderr,
-                "low": low, "high": high, "n": n,
+                "low": low, "high": high, "n": len(weight),
             }
         )  # fmt: skip
         rows.append(one)
         if where[0] == "retained":
             parts.setdefault(where[-1], []).append((one, draws))
-    rows += [_macro_mean(cells, metric, level) for metric, cells in parts.items()]
+    rows += [resampling.macro_mean(cells, metric, level) for metric, cells in parts.items()]
     out = pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=["run"])
     known = items.loc[items["recipe"] != "base", RUN].drop_duplicates("run")
     out = known.merge(out, on="run", how="inner", validate="one_to_many")
     return by_recipe(out.assign(level=level))
-
-
-def _macro_mean(
-    cells: list[tuple[pd.DataFrame, np.ndarray]], metric: str, level: float
-) -> pd.DataFrame:
-    """Mean over tasks, each task equal, from the tasks' rows and their independent draws."""
-    frames = [frame for frame, _ in cells]
-    if any(list(f["run"]) != list(frames[0]["run"]) for f in frames):
-        raise UserError(f"retained / {metric}: runs differ in the tasks scored; no mean")
-    low, high = _interval(np.mean([draws for _, draws in cells], axis=0), level)
-    out = frames[0][["run", "group"]].assign(task="mean", metric=metric)
-    for column in ("base", "tuned", "drop"):
-        out[column] = np.mean([f[column] for f in frames], axis=0)
-    out["stderr"] = np.sqrt(np.sum([f["stderr"] ** 2 for f in frames], axis=0)) / len(frames)
-    return out.assign(low=low, high=high, n=sum(int(f["n"].iloc[0]) for f in frames))
 
 
 def over_seeds(frame: pd.DataFrame, value: str = "drop", *, level: float = 0.95) -> pd.DataFrame:
@@ -203,7 +133,7 @@ def over_seeds(frame: pd.DataFrame, value: str = "drop", *, level: float = 0.95)
 
     Returns the grouping columns with mean, sd, low, high, n_seeds, one_seed.
     """
-    _check_level(level)
+    resampling.check_level(level)
     keys = [c for c in ("profile", "recipe", *SETTINGS, *CELL) if c in frame]
     grouped = frame.groupby(keys, dropna=False, sort=False)[value]
     # a seed that diverged (NaN) must show: it is not left out of the mean
@@ -219,10 +149,9 @@ def pooled(
 ) -> pd.DataFrame:
     """Paired drop of every recipe and settings over its seeds: what tables and figures show.
 
-    Each item's value is first averaged over seeds, then paired with the base. With a = stderr^2
-    over items and b = sd^2/n_seeds over seeds, stderr = sqrt(a + b) and the interval is
-    drop +- t_v stderr with v = (n_seeds - 1) (a + b)^2 / b^2 (Satterthwaite 1946, item part taken
-    as known). With one seed it is the percentile bootstrap over items, which leaves seeds out.
+    Each item's value is first averaged over seeds, then paired with the base. Stderr and interval
+    hold the variance over items and that over seeds (`resampling.over_items_and_seeds`). With one
+    seed the interval is the percentile bootstrap over items, which leaves seeds out.
 
     Returns columns: recipe, `SETTINGS`, group, task, metric, base, tuned, drop, stderr, low, high,
     n, level, n_seeds, sd_seeds. Raises as `paired_drop`.
@@ -237,13 +166,11 @@ def pooled(
     mean["run"] = mean.groupby(keys, dropna=False, sort=False).ngroup().astype(str)
     out = paired_drop(mean.assign(seed=0), n_boot=n_boot, level=level, seed=seed)
     out = out.drop(columns=["run", "seed"]).merge(seeds, on=[*keys, *CELL], validate="one_to_one")
-    a, b = out["stderr"] ** 2, out["sd_seeds"] ** 2 / out["n_seeds"]
     many = out["n_seeds"] > 1
-    with np.errstate(divide="ignore", invalid="ignore"):
-        freedom = np.minimum((out["n_seeds"] - 1) * (a + b) ** 2 / b**2, 1e9)
-    freedom = freedom.where(b > 0, 1e9)
-    half = stats.t.ppf((1 + level) / 2, freedom) * np.sqrt(a + b)
-    over = {"stderr": np.sqrt(a + b), "low": out["drop"] - half, "high": out["drop"] + half}
+    stderr, half = resampling.over_items_and_seeds(
+        out["stderr"], out["sd_seeds"], out["n_seeds"], level
+    )
+    over = {"stderr": stderr, "low": out["drop"] - half, "high": out["drop"] + half}
     return out.assign(**{name: value.where(many, out[name]) for name, value in over.items()})
 
 
@@ -274,14 +201,15 @@ def flips(items: pd.DataFrame) -> pd.DataFrame:
     takes guesses before and after for independent; close models guess alike, so that `*_adjusted`
     may be below 0.
 
-    Items may have a column `choices` (k); without it the chance columns are NaN.
+    Scored items do not tell k: add it as a column `choices` where it is known. Without it the chance
+    level, the ceiling and what is adjusted by them are NaN; forgotten and gained need no k.
     Returns columns: `RUN`, group, task, n, a_pre, a_post, forgotten, gained, chance,
     forgotten_adjusted, gained_adjusted, forgotten_max.
     """
     acc = items[items["metric"] == "acc"]
     rows = []
     for where, cell in acc.groupby(CELL, sort=False):
-        base, tuned, _, runs = _line_up(cell, where)
+        base, tuned, _, runs = resampling.line_up(cell, where)
         before, after = base[:, None] > 0.5, tuned > 0.5
         inverse = np.nan
         if "choices" in cell:

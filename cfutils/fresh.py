@@ -18,14 +18,17 @@ from typing import Any
 from cfutils import paths
 from cfutils.notebook import Notebook
 from cfutils.profiles import Profile
-from cfutils.store import code_digest, digest, file_digest, versions
+from cfutils.store import digest, file_digest, source_digest, versions
 
 
 @functools.cache
 def _package_digest() -> str:
     """Digest of all code of this package, blind to comments and docstrings."""
-    modules = sorted(path.stem for path in Path(__file__).parent.glob("*.py"))
-    return digest([code_digest(f"cfutils.{name}") for name in modules if name != "__init__"])
+    root = Path(__file__).parent
+    files = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.py"))
+    # by path, since a subpackage's modules cannot be found by name without importing it; the top
+    # __init__ holds the version, which decides nothing
+    return digest({name: source_digest(root / name) for name in files if name != "__init__.py"})
 
 
 def _key(notebook: Notebook, parameters: Mapping[str, Any], profile: Profile) -> str:

@@ -168,6 +168,7 @@ class Steps:
         """All steps of a study of recipes.STUDIES, or of `samples`, deepest first, without doubles."""
         if name == "samples":
             tops = [self.entropy(source) for source in ("context_free", "contextual")]
+            tops.append(self.samples("probe"))
         else:
             plans: list[Plan | None] = [None, *recipes.study(self.profile, name)]
             tops = [self.scores(p, g) for p, g in itertools.product(plans, groups(name))]

@@ -75,11 +75,16 @@ def _is_text(node: ast.stmt) -> bool:
 
 @functools.cache
 def code_digest(module: str) -> str:
-    """Digest of a module's code, blind to comments, docstrings and layout."""
+    """The `source_digest` of a module, found by its name."""
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError(f"no source for module {module!r}")
-    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    return source_digest(Path(spec.origin))
+
+
+def source_digest(path: Path) -> str:
+    """Digest of a source file's code, blind to comments, docstrings and layout."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
     return digest(ast.dump(_without_docstrings(tree)))
 
 

@@ -271,7 +271,7 @@ open("env.json", "w").write(__import__("json").dumps(dict(os.environ)))
 """
 
 
-def test_good_run_counts_events_and_keeps_names(root, monkeypatch, capsys, tmp_path):
+def test_good_run_counts_events_and_keeps_names(root, monkeypatch, capfd, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "Agg")
     taken = PARAMETERS + "n_train: int = 8\n"
@@ -293,10 +293,12 @@ def test_good_run_counts_events_and_keeps_names(root, monkeypatch, capsys, tmp_p
     assert summary["parameters"] == {"01_one": {"profile": "tiny", "n_train": 3}}
     assert summary["exit_code"] == 0
     here = {path.name for path in folder.iterdir()} - {".lock"}
-    assert here == {"01_one.ipynb", "01_one.log", "01_one.events.jsonl", "summary.json"}
+    endings = ("ipynb", "log", "events.jsonl", "fresh.json")
+    assert here == {"summary.json", *(f"01_one.{ending}" for ending in endings)}
     done = nbformat.read(folder / "01_one.ipynb", 4)
     assert done.metadata.papermill.exception is None
-    said = capsys.readouterr().out
+    said, complained = capfd.readouterr()
+    assert "IPKernelApp" not in complained
     assert "01 +0:0" in said and "| working on tiny, 3" in said and "1 of 1 good" in said
     assert "quiet" not in said and "quiet" in (folder / "01_one.log").read_text()
     env = json.loads(Path("env.json").read_text())

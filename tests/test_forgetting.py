@@ -316,6 +316,23 @@ def test_relation():
     assert np.isnan(forgetting.relation([1, 2], [1, 2])["r"])
 
 
+def test_aggregate_is_the_ratio_of_sums_with_its_standard_error():
+    items = pd.concat(
+        [
+            rows("t", "ft", 0, "target", "gsm8k", "nll", [1, 3], [1, 3]),
+            rows("t", "ft", 0, "retained", "arc", "acc", [1]),
+        ]
+    )
+    out = forgetting.aggregate(items)
+    # (1 * 1 + 3 * 3)/(1 + 3) = 2.5; w(v - 2.5) = -1.5, 1.5; 2/1 * (2.25 + 2.25) = 9: sqrt(9)/4
+    row = one(out, task="gsm8k")
+    assert (row["value"], row["n"]) == (2.5, 2)
+    assert row["stderr"] == pytest.approx(0.75)
+    row = one(out, task="arc")
+    assert row["value"] == 1
+    assert np.isnan(row["stderr"])  # one item does not tell
+
+
 def test_recipes_come_in_display_order(acc):
     items = pd.concat([acc, *(acc[acc["run"] == "t"].assign(run=r, recipe=r)
                               for r in ("wise_ft", "lora", "cfs", "unknown"))])  # fmt: skip

