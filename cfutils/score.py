@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -77,7 +76,6 @@ def lm_eval_items(
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
     tokenizer = models.load_tokenizer(folder, trust_remote_code=profile.trust_remote_code)
     name, generates = task.config.task, task.OUTPUT_TYPE == "generate_until"
     with contextlib.redirect_stderr(io.StringIO()):  # its progress bars stick under papermill

@@ -12,6 +12,7 @@ import functools
 import gzip
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -260,6 +261,7 @@ def lm_eval_task(name: str, *, docs: list[dict] | None = None, local: bool = Tru
     from lm_eval.tasks import TaskManager
     from lm_eval.tasks._yaml_loader import load_yaml
 
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of every custom data set
     if not local and docs is None:
         found = TaskManager().load([name])["tasks"].get(name)
         if found is None:

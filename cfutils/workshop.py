@@ -8,6 +8,7 @@ one after the other, and closed before anything else is computed.
 from __future__ import annotations
 
 import functools
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from cfutils.recipes import Plan, get
 from cfutils.replay import Sequence
 from cfutils.store import Artifact
 from cfutils.tasks import Example
+
+warnings.filterwarnings("ignore", message="IProgress not found")  # no widgets, on purpose
 
 Needs = dict[str, Artifact]
 PROSE = {"prose": "wikipedia", "stories": "stories"}

@@ -25,7 +25,8 @@ def test_recipes_and_labels_stand_in_the_agreed_order():
         "lora": "LoRA",
         "wise_ft": "WiSE-FT",
     }
-    assert list(RECIPES) == "ft cfs cf_kl contextual replay_text l2 lora wise_ft".split()
+    names = ["ft", "cfs", "cf_kl", "contextual", "replay_text", "l2", "lora", "wise_ft"]
+    assert list(RECIPES) == names
 
 
 @pytest.mark.parametrize("name", RECIPES)

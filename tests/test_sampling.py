@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,7 +9,6 @@ import torch
 
 from cfutils import models, sampling
 from cfutils.engines import Request, TransformersEngine
-from cfutils.store import Store
 
 N_VOCABULARY = 300
 
@@ -118,7 +115,7 @@ def test_first_tokens_follow_the_softmax(engine, model, temperature):
     assert chi2 < len(p) - 1 + 4 * np.sqrt(2 * (len(p) - 1))  # mean and deviation of chi-square
 
 
-# ---- the step
+# ---- the job
 
 
 class Killed(BaseException):
@@ -126,13 +123,10 @@ class Killed(BaseException):
 
 
 class Fragile:
-    """An engine that dies at its n-th call, and counts."""
+    """An engine that dies at a call, and remembers the seeds that it drew."""
 
     def __init__(self, engine, *, calls=10**9):
         self.engine, self.left, self.drawn = engine, calls, []
-
-    def __call__(self, folder):
-        return self
 
     def draw(self, requests, **settings):
         if self.left == 0:
@@ -142,80 +136,75 @@ class Fragile:
         return self.engine.draw(requests, **settings)
 
 
-def step_of(profile, engine, stream="context_free", **settings):
-    settings = {"n": 10, "temperature": 1.0, **settings}
-    return sampling.samples_step(
-        profile, models.base_step(profile), stream, engine=engine, **settings
-    )
+@pytest.fixture(scope="module")
+def tokenizer(tiny_base):
+    return models.load_tokenizer(tiny_base)
 
 
-def test_records_are_complete(tiny_profile, engine, store, model):
-    artifact = store.ensure(step_of(tiny_profile, Fragile(engine), temperature=0.8))
-    frame = sampling.read(artifact)
+@pytest.fixture
+def job(engine, tokenizer, tmp_path):
+    """Draw ten samples in chunks of four into a folder; returns the frame."""
+
+    def run(name="work", *, engine=engine, **settings):
+        work = tmp_path / name
+        work.mkdir(exist_ok=True)
+        settings = {
+            "heads": [(0,)] * 10, "stream": "context_free", "temperature": 1.0, "max_tokens": 16,
+            "stop": (0,), "chunk": 4, **settings,
+        }  # fmt: skip
+        tokens = sampling.draw(work, engine=engine, tokenizer=tokenizer, **settings)
+        assert [path.name for path in work.iterdir()] == ["samples.parquet"]
+        frame = pd.read_parquet(work / "samples.parquet")
+        assert tokens == frame["token_ids"].map(len).sum()
+        return frame
+
+    return run
+
+
+def test_records_are_complete(job, model, tokenizer):
+    frame = job(temperature=0.8)
     assert list(frame) == [
         "index", "seed", "temperature", "prompt_ids", "token_ids", "logprobs", "finish_reason", "text"
     ]  # fmt: skip
     assert frame["index"].tolist() == list(range(10))
     assert frame["seed"].tolist() == [1_000_000 + i for i in range(10)]
     assert set(frame["temperature"]) == {0.8}
-    tokenizer = models.load_tokenizer(models.folder(store.ensure(models.base_step(tiny_profile))))
     for row in frame.itertuples():
-        assert list(row.prompt_ids) == [tokenizer.eos_token_id]
+        assert list(row.prompt_ids) == [0]
         assert row.text == tokenizer.decode(row.token_ids, skip_special_tokens=True)
         expected = forward_logprobs(model, row.prompt_ids, list(row.token_ids))
         np.testing.assert_allclose(row.logprobs, expected, atol=1e-4)
-    notes = artifact.notes
-    assert notes["start_token"] == "<|endoftext|>" and notes["end_ids"] == [notes["start_id"]]
-    assert notes["tokens"] == frame["token_ids"].map(len).sum()
-    assert list(artifact.record["files"]) == ["samples.parquet"]
 
 
-def test_a_killed_job_goes_on_where_it_was_and_gives_the_same_samples(
-    tiny_profile, engine, tmp_path
-):
+def test_a_killed_job_goes_on_where_it_was_and_gives_the_same_samples(job, engine):
     """Chunks of 4, 4 and 2; killed before the third: 8 are kept, 2 are drawn."""
-    whole = sampling.read(
-        Store(tmp_path / "one").ensure(step_of(tiny_profile, Fragile(engine)))
-    )
-    broken = Store(tmp_path / "two")
+    whole = job("whole")
     with pytest.raises(Killed):
-        broken.ensure(step_of(tiny_profile, Fragile(engine, calls=2)))
+        job("killed", engine=Fragile(engine, calls=2))
     rest = Fragile(engine)
-    again = sampling.read(broken.ensure(step_of(tiny_profile, rest)))
+    again = job("killed", engine=rest)
     assert rest.drawn == [1_000_008, 1_000_009]
     pd.testing.assert_frame_equal(again, whole)
 
 
-def test_streams_have_seeds_of_their_own(tiny_profile, engine, store):
+def test_the_size_of_a_chunk_does_not_change_the_samples(job):
+    one, two = (job(str(n), chunk=n)["token_ids"].map(list).tolist() for n in (3, 64))
+    assert one == two
+
+
+def test_streams_have_seeds_of_their_own(job):
     """So that the probe is never a sample that replay may contain."""
-    frames = [
-        sampling.read(store.ensure(step_of(tiny_profile, Fragile(engine), stream, n=4)))
-        for stream in ("context_free", "probe")
-    ]
-    seeds, texts = ([set(f[c].map(str)) for f in frames] for c in ("seed", "token_ids"))
-    assert not seeds[0] & seeds[1] and not texts[0] & texts[1]
+    frames = [job(stream, stream=stream) for stream in sampling.STREAMS]
+    drawn = pd.concat(frames)
+    assert drawn["seed"].is_unique
+    assert drawn["token_ids"].map(tuple).is_unique
 
 
-def test_contextual_samples_continue_their_prompts(tiny_profile, engine, store):
+def test_contextual_samples_continue_their_prompts(job):
     heads = [(3, 4, 5), (6, 7)] * 2
-    step = step_of(
-        tiny_profile, Fragile(engine), "contextual", n=4, prompts=lambda _: heads, prompts_key="x"
-    )
-    frame = sampling.read(store.ensure(step))
+    frame = job(heads=heads, stream="contextual")
     assert [tuple(ids) for ids in frame["prompt_ids"]] == heads
-
-
-def test_the_key_follows_what_decides_a_sample(tiny_profile):
-    of = functools.partial(step_of, engine=None)
-    p = tiny_profile
-    keys = {
-        of(p).key, of(p, n=11).key, of(p, temperature=0.5).key, of(p, stream="probe").key,
-        of(p.change(max_tokens=9)).key, of(p.change(start_token="a")).key,
-        of(p.change(dtype="bfloat16")).key, of(p.change(engine="vllm")).key,
-        of(p, prompts_key="x").key,
-    }  # fmt: skip
-    assert len(keys) == 9
-    assert of(p.change(n_train=3, lr=1.0, n_generate=1)).key == of(p).key
+    assert len(frame) == 4
 
 
 # ---- description

@@ -127,18 +127,19 @@ def test_the_order_of_the_file_and_doubles_change_nothing(tiny_target, tmp_path)
 
 
 def test_items_that_are_too_long_are_left_out_and_counted(jsonl):
-    """Six prompts of one side, every other one 50 characters longer."""
-    names = [f"item {i}" for i in range(60)]
-    prompts = [n + " " * 50 * (i % 2) for i, n in enumerate(names)]
-    prompts = [p for p in prompts if not tasks.is_heldout(p)]
-    long = sum(len(p) > 40 for p in prompts)
-    path = jsonl(*(json.dumps({"prompt": p, "response": "r"}) for p in [*prompts, "held out 1"]))
-    n = len(prompts) - long
-    held = int(tasks.is_heldout("held out 1"))
-    train, _, too_long = split(
-        path, max_length=40, n_train=n + 1 - held, n_heldout=held
-    )
-    assert too_long == long and all(len(e.prompt) <= 40 for e in train)
+    """Of 40 prompts every other one is 50 characters longer; all the short ones are asked for.
+
+    Items come in the order of their hash, so the long ones behind the last short one are not met.
+    """
+    prompts = [f"item {i}" + " " * 50 * (i % 2) for i in range(40)]
+    path = jsonl(*(json.dumps({"prompt": p, "response": "r"}) for p in prompts))
+    train_side = [p for p in prompts if not tasks.is_heldout(p)]
+    train_side.sort(key=lambda p: hashlib.sha256(p.encode()).hexdigest())
+    short = [p for p in train_side if len(p) < 50]
+    met = train_side[: train_side.index(short[-1])]
+    train, heldout, too_long = split(path, max_length=40, n_train=len(short), n_heldout=0)
+    assert [e.prompt for e in train] == short and heldout == []
+    assert too_long == sum(len(p) > 40 for p in met) > 0
 
 
 @pytest.mark.parametrize("name, n_train, n_heldout", [("n_train", 99, 3), ("n_heldout", 3, 99)])

@@ -1,0 +1,310 @@
+"""One loop: deterministic, resumable, and with the weights that the docstring states."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cfutils import losses, models, recipes, replay, tune
+from cfutils.errors import UserError
+from cfutils.replay import Sequence
+
+
+def random_sequences(n, *, seed, length=(5, 12), first=1):
+    """Sequences of random tokens."""
+    rng = np.random.default_rng(seed)
+    return [
+        Sequence(tuple(map(int, rng.integers(1, 300, rng.integers(*length) + first))), first)
+        for _ in range(n)
+    ]
+
+
+TARGET = random_sequences(8, seed=1, first=3)
+POOL = random_sequences(20, seed=2)
+
+
+@pytest.fixture
+def tuned(tiny_base, tiny_profile, tmp_path):
+    """Tune by a recipe; returns notes, log and weights."""
+    runs = iter(range(100))
+
+    def run(recipe="ft", *, work=None, seed=0, plan=None, **changes):
+        profile = tiny_profile.change(**changes)
+        work = work or tmp_path / f"run{next(runs)}"
+        work.mkdir(exist_ok=True)
+        plan = plan or recipes.plan(profile, recipe, seed=seed)
+        notes = tune.tune(work, tiny_base, TARGET, POOL, profile=profile, plan=plan)
+        return notes, pd.read_csv(work / "log.csv"), load_file(work / "model.safetensors")
+
+    return run
+
+
+@pytest.fixture
+def base_weights(tiny_base):
+    return load_file(tiny_base / "model.safetensors")
+
+
+def distance(one, two):
+    """sqrt of the summed squares of all differences."""
+    assert set(one) == set(two)
+    return math.sqrt(sum((one[k] - two[k]).square().sum().item() for k in one))
+
+
+def loop_of(tiny_base, profile, recipe, target, pool, **plan_changes):
+    """A loop that does not step: gradients add up over its steps, at the base's weights."""
+    plan = replace(recipes.plan(profile, recipe, seed=0), **plan_changes)
+    mixed = replay.mix(target, pool, ratio=plan.ratio or 0.0, seed=0)
+    model = models.load(tiny_base, profile)
+    base = models.load(tiny_base, profile).requires_grad_(False)
+    loop = tune.Loop(
+        model, base, mixed, profile=profile, plan=plan, recipe=recipes.get(recipe)
+    )
+    loop.optimizer.step = lambda: None
+    loop.optimizer.zero_grad = lambda **_: None
+    return loop
+
+
+# ---- determinism
+
+
+@pytest.mark.parametrize("recipe", ["cfs", "lora"])
+def test_the_same_seed_gives_the_same_weights(tuned, recipe):
+    (_, log, one), (_, log2, two) = tuned(recipe), tuned(recipe)
+    assert all(torch.equal(one[k], two[k]) for k in one)
+    pd.testing.assert_frame_equal(log.drop(columns="seconds"), log2.drop(columns="seconds"))
+    assert distance(tuned(recipe, seed=1)[2], one) > 0
+
+
+@pytest.mark.parametrize("recipe", ["cf_kl", "lora"])
+def test_a_killed_run_resumes_to_the_same_weights(tuned, tmp_path, monkeypatch, recipe):
+    """Killed in the third of eight steps; steps 0 and 1 are not done again."""
+    settings = {"epochs": 2, "checkpoint_minutes": 1e-9}
+    _, log, whole = tuned(recipe, **settings)
+    step, done = tune.Loop._step, []
+
+    def fragile(self, number):
+        if number == 2 and not done.count("killed"):
+            done.append("killed")
+            raise KeyboardInterrupt
+        done.append(number)
+        return step(self, number)
+
+    monkeypatch.setattr(tune.Loop, "_step", fragile)
+    work = tmp_path / "killed"
+    with pytest.raises(KeyboardInterrupt):
+        tuned(recipe, work=work, **settings)
+    assert (work / "checkpoint.safetensors").exists()
+    (work / "checkpoint.tmp").write_bytes(b"half a checkpoint")  # the kill came while one was written
+    _, again, weights = tuned(recipe, work=work, **settings)
+    assert done == [0, 1, "killed", 2, 3, 4, 5, 6, 7]
+    assert all(torch.equal(whole[k], weights[k]) for k in whole)
+    pd.testing.assert_frame_equal(again.drop(columns="seconds"), log.drop(columns="seconds"))
+    assert again["seconds"].is_monotonic_increasing
+    assert not list(work.glob("checkpoint*")), "no checkpoint in the artifact"
+
+
+@pytest.mark.parametrize("recipe", ["cfs", "cf_kl"])
+def test_the_size_of_a_micro_batch_does_not_change_the_result(tuned, recipe):
+    """Up to rounding; at a small learning rate, for Adam's first step takes the sign of a gradient."""
+    one, two = (tuned(recipe, micro_batch=n, batch_size=4, lr=1e-4)[2] for n in (8, 1))
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], atol=1e-5, rtol=0)
+
+
+# ---- what is minimised
+
+
+@pytest.mark.parametrize("batch_size", [8, 3])
+def test_with_natural_lambda_every_token_of_the_mix_counts_alike(
+    tiny_base, tiny_profile, batch_size
+):
+    """lambda = T_S / T_F: the epoch's gradient is that of steps / T_F times the sum over all tokens.
+
+    (1/n_F) sum_F + lambda (1/n_S) sum_S with n_F = T_F / steps and n_S = T_S / steps is
+    steps / T_F (sum_F + sum_S), however the sequences fall into steps (3 of sizes 3, 3, 2 here).
+    """
+    profile = tiny_profile.change(batch_size=batch_size, clip=1e9)
+    mixed = replay.mix(TARGET, POOL, ratio=profile.ratio, seed=0)
+    natural = mixed.ratio / (1 - mixed.ratio)  # of the ratio that was reached
+    loop = loop_of(tiny_base, profile, "cfs", TARGET, POOL, replay_weight=natural)
+    for step in range(len(loop.steps)):
+        loop._step(step)
+    model = models.load(tiny_base, profile)
+    total = sum(
+        -model(torch.tensor([s.ids])).logits[0, :-1].log_softmax(-1)
+        .gather(1, torch.tensor(s.ids)[1:, None])[s.first - 1 :].sum()
+        for s in (*mixed.target, *mixed.replay)
+    )  # fmt: skip
+    (len(loop.steps) / mixed.target_tokens * total).backward()
+    for p, q in zip(loop.trained, model.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, atol=1e-5, rtol=1e-4)
+
+
+def test_replay_of_very_few_tokens_a_step_keeps_its_weight(tiny_base, tiny_profile):
+    """Two replay tokens over four steps: n_S = 1/2, so each token's weight is lambda / n_S = 2 lambda."""
+    profile = tiny_profile.change(ratio=0.05, clip=1e9)
+    loop = loop_of(tiny_base, profile, "cfs", TARGET, [Sequence((0, 5, 6), 1)])
+    assert len(loop.steps) == 4 and loop.mixed.replay_tokens == 2
+    assert loop.n_replay == pytest.approx(0.5)
+
+
+def test_the_gradient_of_kl_at_the_base_is_zero(tiny_base, tiny_profile):
+    """With a pool and next to no weight on the target, only the KL term is left, and it is zero."""
+    loop = loop_of(tiny_base, tiny_profile.change(clip=1e9), "cf_kl", TARGET, POOL)
+    value = loop._backward(POOL[:4], loop._kl, scale=1.0)
+    assert abs(value) < 1e-4
+    assert max(p.grad.abs().max().item() for p in loop.trained) < 1e-4
+    nll = loop._backward(POOL[:4], loop._nll, scale=1.0)
+    assert nll > 1 and max(p.grad.abs().max().item() for p in loop.trained) > 1e-2
+
+
+def test_a_kl_run_starts_at_zero_and_an_nll_run_does_not(tuned):
+    kl, nll = tuned("cf_kl")[1], tuned("cfs")[1]
+    assert abs(kl["replay_loss"][0]) < 1e-5 < kl["replay_loss"].iloc[-1]
+    assert nll["replay_loss"][0] > 1
+    assert kl["target_loss"][0] == pytest.approx(nll["target_loss"][0], rel=1e-5)
+
+
+def test_replay_and_penalty_are_logged_apart(tuned):
+    log = tuned("ft")[1]
+    assert list(log) == [
+        "step", "epoch", "lr", "target_loss", "replay_loss", "penalty", "grad_norm",
+        "target_tokens", "replay_tokens", "seconds",
+    ]  # fmt: skip
+    assert log["replay_loss"].isna().all() and log["penalty"].isna().all()
+    assert (log["replay_tokens"] == 0).all()
+    assert log["target_tokens"].sum() == sum(s.supervised for s in TARGET)
+    l2 = tuned("l2")[1]
+    assert l2["penalty"][0] == 0 < l2["penalty"].iloc[-1]
+    both = tuned("cfs", epochs=2)[1]
+    assert both["epoch"].tolist() == [0] * 4 + [1] * 4
+    notes = tuned("cfs")[0]
+    assert both["replay_tokens"].sum() == 2 * notes["replay_tokens"]
+
+
+def test_notes_state_the_mix(tuned, capsys):
+    notes = tuned("cfs")[0]
+    t_f = sum(s.supervised for s in TARGET)
+    assert notes["target_tokens"] == t_f and notes["steps"] == 4 and notes["shortfall"] == 0
+    reached = notes["replay_tokens"] / (notes["replay_tokens"] + t_f)
+    assert notes["ratio_reached"] == round(reached, 4)
+    assert abs(reached - 0.3) < 0.05
+    t_s = sum(s.supervised for s in POOL)
+    notes = tuned("cfs", ratio=0.9)[0]
+    assert notes["replay_tokens"] == t_s and notes["shortfall"] == 9 * t_f - t_s
+    assert f"lacks {9 * t_f - t_s} tokens" in capsys.readouterr().out
+
+
+def test_learning_rate_by_hand(tuned):
+    """8 steps, warm-up over half of them: 1/4, 1/2, 3/4, 1, then (1 + cos(pi i / 4)) / 2, i = 0..3."""
+    log = tuned("ft", epochs=2, warmup=0.5, lr=1e-3)[1]
+    half = math.sqrt(0.5)
+    shape = [0.25, 0.5, 0.75, 1, 1, (1 + half) / 2, 0.5, (1 - half) / 2]
+    np.testing.assert_allclose(log["lr"], 1e-3 * np.array(shape), rtol=1e-12)
+    log = tuned("ft", warmup=0.0, lr=1e-3)[1]
+    assert log["lr"][0] == 1e-3
+
+
+def test_tuning_learns_the_target(tuned):
+    log = tuned("ft", epochs=6, lr=5e-3)[1]
+    assert log["target_loss"].iloc[-4:].mean() < log["target_loss"].iloc[:4].mean() - 0.5
+
+
+@pytest.mark.parametrize("recipe", ["ft", "cf_kl"])
+def test_a_loss_that_is_not_finite_ends_the_run_with_advice(tuned, recipe):
+    with pytest.raises(UserError, match=r"not finite at step \d .*Lower lr"):
+        tuned(recipe, lr=1e30)
+
+
+# ---- what is trained
+
+
+def test_lora_trains_adapters_alone_and_merges_them(
+    tuned, tiny_base, tiny_profile, base_weights, monkeypatch
+):
+    """All linear layers and no other weight change; no adapter is left in the artifact."""
+    loops = []
+    init = tune.Loop.__init__
+    monkeypatch.setattr(
+        tune.Loop, "__init__", lambda self, *a, **k: (init(self, *a, **k), loops.append(self))[0]
+    )
+    weights = tuned("lora")[2]
+    names = [n for n, p in loops[0].model.named_parameters() if p.requires_grad]
+    assert names == [] or all("lora_" in n for n in names)
+    rank = tiny_profile.lora_rank
+    shapes = [p.shape for p in loops[0].trained]
+    assert len(shapes) == 2 * 2 * 7 and all(rank in shape for shape in shapes)
+    assert set(weights) == set(base_weights)
+    changed = {k for k in weights if not torch.equal(weights[k], base_weights[k])}
+    assert changed == {k for k in weights if "_proj" in k}
+
+
+def test_plain_fine_tuning_trains_all_weights(tuned, base_weights):
+    weights = tuned("ft")[2]
+    assert all(not torch.equal(weights[k], base_weights[k]) for k in weights)
+
+
+def test_the_tuned_folder_is_a_whole_model(tuned, tiny_profile, tmp_path):
+    work = tmp_path / "whole"
+    weights = tuned("cfs", work=work)[2]
+    model = models.load(work, tiny_profile)
+    assert torch.equal(model.model.embed_tokens.weight, weights["model.embed_tokens.weight"])
+    assert models.load_tokenizer(work).eos_token == "<|endoftext|>"
+
+
+def test_l2_stays_closer_to_the_base(tuned, base_weights):
+    ft, light, heavy = (
+        distance(tuned(r, epochs=3, l2_weight=w)[2], base_weights)
+        for r, w in (("ft", 1.0), ("l2", 1.0), ("l2", 100.0))
+    )
+    assert heavy < light < ft
+
+
+def test_autocast_and_full_precision_in_one_process(tuned):
+    """A notebook may try both: the second must not be refused for the first."""
+    one, two = tuned("ft", autocast=True)[2], tuned("ft")[2]
+    assert 0 < distance(one, two) < 1
+
+
+# ---- weight averaging
+
+
+@pytest.mark.parametrize(
+    "alpha, expected", [(0.0, [1.0, -2.0]), (0.25, [1.5, -1.0]), (0.5, [2, 0]), (1.0, [3.0, 2.0])]
+)
+def test_interpolation_by_hand(alpha, expected):
+    """(1 - alpha) (1, -2) + alpha (3, 2) = (1 + 2 alpha, -2 + 4 alpha)."""
+    base, other = torch.nn.Linear(2, 1, bias=False), torch.nn.Linear(2, 1, bias=False)
+    base.weight.data, other.weight.data = torch.tensor([[1.0, -2.0]]), torch.tensor([[3.0, 2.0]])
+    tune.interpolate(base, other, alpha=alpha)
+    assert base.weight.tolist() == [expected]
+    assert other.weight.tolist() == [[3.0, 2.0]]
+
+
+def test_averaged_weights_lie_between(tuned, tiny_base, tiny_profile, base_weights, tmp_path):
+    work, out = tmp_path / "ft", tmp_path / "mean"
+    out.mkdir()
+    weights = tuned("ft", work=work)[2]
+    tune.average(out, tiny_base, work, profile=tiny_profile, alpha=0.25)
+    found = load_file(out / "model.safetensors")
+    for k in weights:
+        expected = 0.75 * base_weights[k] + 0.25 * weights[k]
+        torch.testing.assert_close(found[k], expected, atol=1e-6, rtol=0)
+    assert models.load_tokenizer(out).eos_token == "<|endoftext|>"
+
+
+def test_l2_of_the_loop_is_the_stated_sum(tiny_base, tiny_profile):
+    """A step of 0.01 on every parameter: penalty = number of parameters * 1e-4."""
+    loop = loop_of(tiny_base, tiny_profile, "l2", TARGET, [])
+    with torch.no_grad():
+        for p in loop.trained:
+            p.add_(0.01)
+    n = sum(p.numel() for p in loop.trained)
+    assert losses.l2(loop.trained, loop.base.parameters()).item() == pytest.approx(n * 1e-4, rel=1e-3)
+    assert loop._step(0)["penalty"] == pytest.approx(n * 1e-4, rel=1e-3)
