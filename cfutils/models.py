@@ -61,7 +61,10 @@ def base_step(profile: Profile) -> Step:
     folder = Path(profile.base).expanduser()
     if folder.is_dir():
         files = _check_folder(folder)
-        params = {"folder": {path.name: _cached_digest(path) for path in files}}
+        params = {
+            "path": str(folder.resolve()),
+            "folder": {path.name: _cached_digest(path) for path in files},
+        }
         build = functools.partial(_point_to_folder, folder=folder.resolve())
         return Step("base", params, build, code=("cfutils.models",), label=folder.name)
     if profile.base.startswith((".", "/", "~")):
@@ -79,7 +82,8 @@ def _check_folder(folder: Path) -> list[Path]:
             f"base = {str(folder)!r} is a model folder without {lacks}. It must hold config.json, a "
             "tokenizer and *.safetensors (save_pretrained writes all three; pickled weights are refused)."
         )
-    return [folder / "config.json", *weights]
+    texts = [p for suffix in ("json", "jinja", "model", "txt") for p in folder.glob(f"*.{suffix}")]
+    return sorted([*texts, *weights])
 
 
 @functools.cache

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from dataclasses import dataclass
@@ -132,6 +133,11 @@ class Profile:
         """Check every value; raises `UserError`."""
         for f in dataclasses.fields(self):
             object.__setattr__(self, f.name, _fit(f.name, getattr(self, f.name), _HINTS[f.name]))
+        for name in _HINTS:
+            values = getattr(self, name)
+            for value in values.values() if isinstance(values, dict) else _values(values):
+                if isinstance(value, float) and not math.isfinite(value):
+                    raise bad(name, value, "a finite number")
         for name in ("temperature", *(["temperatures"] if self.temperatures else [])):
             for value in _values(getattr(self, name)):
                 if not 0 < value <= 2:
@@ -162,6 +168,12 @@ class Profile:
             raise bad("replay_weight", self.replay_weight, "0 or more, or null for plain mixing")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise bad("seeds", list(self.seeds), "one or more different whole numbers")
+        if any(seed < 0 for seed in self.seeds):
+            raise bad("seeds", list(self.seeds), "0 or more")
+        if self.warmup > 1:
+            raise bad("warmup", self.warmup, "a share of the steps in [0, 1]")
+        if any(lr <= 0 for lr in self.recipe_lr.values()):
+            raise bad("recipe_lr", self.recipe_lr, "numbers above 0")
         if any(not 0 <= a <= 1 for a in self.alphas):
             raise bad("alphas", list(self.alphas), "shares of the tuned weights in [0, 1]")
         if self.n_generate > self.n_heldout:

@@ -104,7 +104,8 @@ def plan(profile: Profile, recipe: str, *, seed: int, **changes: Any) -> Plan:
     """
     row, p = get(recipe), profile.change(**changes)
     sampled = row.replay in ("context_free", "contextual")
-    lr = changes.get("lr") or p.recipe_lr.get(recipe, p.lr)
+    own = p.recipe_lr
+    lr = changes.get("lr") or own.get(recipe, own.get("ft", p.lr) if row.average else p.lr)
     if row.replay and p.ratio == 0:  # no replay is plain fine-tuning, and is the same run
         return plan(profile, "ft", seed=seed, lr=lr)
     return Plan(

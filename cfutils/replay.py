@@ -54,10 +54,11 @@ def prompt_ids(
 def from_example(
     tokenizer: PreTrainedTokenizerBase, example: Example, *, chat_template: bool
 ) -> Sequence:
-    """Return prompt, response and end token; the response and the end token carry loss."""
+    """Return prompt, response and (if there is one) end token; the latter two carry loss."""
     head = prompt_ids(tokenizer, example.prompt, chat_template=chat_template)
     tail = tokenizer(example.response, add_special_tokens=False)["input_ids"]
-    return Sequence((*head, *tail, tokenizer.eos_token_id), first=len(head))
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    return Sequence((*head, *tail, *end), first=len(head))
 
 
 def from_samples(samples: pd.DataFrame) -> list[Sequence]:

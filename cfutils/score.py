@@ -14,6 +14,7 @@ import io
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -72,9 +73,8 @@ def lm_eval_items(
 
     Metrics keep lm-eval's names; those of a filter other than the first are named metric_filter.
     """
-    from lm_eval import simple_evaluate
+    from lm_eval.evaluator import evaluate
     from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
 
     tokenizer = models.load_tokenizer(folder, trust_remote_code=profile.trust_remote_code)
     name, generates = task.config.task, task.OUTPUT_TYPE == "generate_until"
@@ -84,18 +84,15 @@ def lm_eval_items(
             tokenizer=tokenizer,
             batch_size=profile.score_batch,
         )
-        result = simple_evaluate(
+        if generates:
+            task.set_config("generation_kwargs", {"max_gen_toks": profile.max_new_tokens}, update=True)
+        result = evaluate(  # not simple_evaluate, which lists every installed package at each call
             lm,
-            tasks=[task],
+            {name: task},
             samples={name: indices},
             bootstrap_iters=0,
             log_samples=True,
             apply_chat_template=profile.chat_template,
-            gen_kwargs=f"max_gen_toks={profile.max_new_tokens}" if generates else None,
-            task_manager=TaskManager(include_defaults=False),
-            random_seed=None,  # leave the global generators alone
-            numpy_random_seed=None,
-            torch_random_seed=None,
         )
     rows: list[list] = []
     first = result["samples"][name][0]["filter"]
@@ -157,7 +154,7 @@ def target(
 def probe(
     work: Path,
     model: torch.nn.Module,
-    base: torch.nn.Module | None,
+    base: torch.nn.Module | Remembered | None,
     tokenizer: PreTrainedTokenizerBase,
     sequences: dict[str, list[Sequence]],
     *,
@@ -188,10 +185,36 @@ def probe(
     pd.concat(tokens, ignore_index=True).to_parquet(work / "tokens.parquet", index=False)
 
 
+class Remembered:
+    """A frozen model whose repeated passes cost its head alone, since all tuned models meet one base.
+
+    The last hidden states of each batch are kept in `hidden` (batch x length x width, not vocabulary);
+    the same states through the same head give the same logits. Where an architecture changes logits
+    after its head, nothing is kept and every pass is a whole one.
+    """
+
+    def __init__(self, model: torch.nn.Module, hidden: dict[bytes, torch.Tensor]) -> None:
+        self._model, self._hidden = model, hidden
+        self._head = model.get_output_embeddings()
+
+    def __call__(self, *, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
+        """Return what the model returns; only its logits where the batch was met before."""
+        key = str(tuple(input_ids.shape)).encode() + input_ids.cpu().numpy().tobytes()
+        if key in self._hidden:
+            return SimpleNamespace(logits=self._head(self._hidden[key].to(input_ids.device)))
+        caught: list[torch.Tensor] = []
+        hook = self._head.register_forward_pre_hook(lambda _, args: caught.append(args[0]))
+        out = self._model(input_ids=input_ids, attention_mask=attention_mask)
+        hook.remove()
+        if torch.equal(self._head(caught[0]), out.logits):
+            self._hidden[key] = caught[0].cpu()
+        return out
+
+
 @torch.inference_mode()
 def token_scores(
     model: torch.nn.Module,
-    base: torch.nn.Module | None,
+    base: torch.nn.Module | Remembered | None,
     batch: list[Sequence],
     *,
     size: int,

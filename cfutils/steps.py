@@ -88,7 +88,7 @@ class Steps:
         """The samples of a source: context_free, contextual, or probe (context-free, fresh, T = 1)."""
         p = self.profile
         n = {"context_free": p.n_samples, "contextual": p.n_contextual, "probe": p.n_probe}[source]
-        t = 1.0 if source == "probe" else temperature or p.temperature
+        t = 1.0 if source == "probe" else p.change(temperature=temperature).temperature
         params = {
             "source": source,
             "n": n,

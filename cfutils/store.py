@@ -265,11 +265,10 @@ class Store:
     def _lock(self, step: Step) -> FileLock:
         lock = FileLock(self.place(step).with_name(f".lock-{step.key}"))
         try:
-            lock.acquire(timeout=0)
+            return lock.acquire(timeout=0)
         except Timeout:
             say(f"wait: another process builds {step.kind} {step.label}")
-            lock.acquire()
-        return lock
+            return lock.acquire()
 
     def check_disk(self, steps: Iterable[Step]) -> None:
         """Raise `UserError` if the disk cannot hold what is missing for these steps.

@@ -132,7 +132,11 @@ def read_jsonl(path: Path) -> list[Example]:
     if not path.is_file():
         raise bad("target", str(path), "a file that exists")
     examples = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path.name} is not UTF-8 text ({error})") from error
+    for number, line in enumerate(text.split("\n"), start=1):  # not splitlines: U+2028 ends no line
         if not line.strip():
             continue
         try:

@@ -23,6 +23,7 @@ from typing import Any
 import pandas as pd
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -70,7 +71,8 @@ def tune(
     if recipe.train == "lora":
         tuned = tuned.merge_and_unload()
     _save(tuned, work, base_folder, profile)
-    (work / "checkpoint.safetensors").unlink(missing_ok=True)
+    for rest in work.glob("checkpoint.*"):  # a kill may have left half a checkpoint
+        rest.unlink()
     return {
         "target_tokens": mixed.target_tokens,
         "replay_tokens": mixed.replay_tokens,
@@ -127,6 +129,7 @@ class Loop:
         recipe: Recipe,
     ) -> None:
         self.profile, self.plan, self.recipe, self.mixed = profile, plan, recipe, mixed
+        AcceleratorState._reset_state()  # a run before this one may have had another precision
         self.accelerator = Accelerator(mixed_precision="bf16" if profile.autocast else "no")
         self.steps = replay.schedule(
             mixed, batch_size=profile.batch_size, epochs=profile.epochs, seed=plan.seed
@@ -141,7 +144,7 @@ class Loop:
         self.base = base
         per_step = len(self.steps) / profile.epochs
         self.n_target = mixed.target_tokens / per_step
-        self.n_replay = max(1.0, mixed.replay_tokens / per_step)
+        self.n_replay = mixed.replay_tokens / per_step or 1.0
 
     def learning_rate(self, step: int) -> float:
         """Linear warm-up, then a cosine to zero after the last step."""
@@ -256,7 +259,7 @@ class Loop:
             for i, p in enumerate(self.trained):
                 p.data.copy_(file.get_tensor(f"p{i}"))
                 self.optimizer.state[p] = {
-                    name: file.get_tensor(f"{name}{i}").to(p.device if name != "step" else "cpu")
+                    name: file.get_tensor(f"{name}{i}").to(p.device)
                     for name in ("step", "exp_avg", "exp_avg_sq")
                 }
         say(f"  resume at step {meta['step']}")

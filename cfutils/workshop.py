@@ -37,6 +37,7 @@ class Workshop:
         )
         self.start = models.start_token(self.tokenizer, profile.start_token)
         self._models: dict[Path, Any] = {}
+        self._hidden: dict[bytes, Any] = {}
         self._engine: engines.Engine | None = None
 
     # ---- builders, by the name of their step
@@ -106,7 +107,9 @@ class Workshop:
             **{name: self._texts(kind, heldout=True, n=n) for name, kind in PROSE.items()},
             "target_inputs": [replace(self._encode(e), first=1) for e in self.heldout()[:n]],
         }
-        base = None if folder == self.base_folder else self._load(self.base_folder)
+        base = None
+        if folder != self.base_folder:
+            base = score.Remembered(self._load(self.base_folder), self._hidden)
         score.probe(
             work, self._load(folder), base, self.tokenizer, sequences, size=self.profile.score_batch
         )

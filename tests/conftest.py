@@ -161,4 +161,7 @@ def tiny_choices():
             }
         )
 
-    return make
+    with pytest.MonkeyPatch.context() as patch:
+        # lm-eval lists all installed packages at each call: more than a second, for a line of its report
+        patch.setattr("lm_eval.evaluator.add_env_info", lambda *_: None, raising=False)
+        yield make

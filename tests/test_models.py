@@ -45,7 +45,9 @@ def test_no_start_token_at_all_is_refused_with_the_way_out(tokenizer):
 
 @pytest.mark.parametrize("text", ["<|nothing|>", "no one token", ""])
 def test_a_start_token_outside_the_vocabulary_is_refused(tokenizer, text):
-    with pytest.raises(UserError, match=r"start_token = .*special tokens are \['<\|endoftext\|>'\]"):
+    with pytest.raises(
+        UserError, match=r"start_token = .*special tokens are \['<\|endoftext\|>'\]"
+    ):
         models.start_token(tokenizer, text)
 
 

@@ -149,8 +149,6 @@ def test_text_stands_behind_the_start_token_and_is_cut(tiny_base):
     tokenizer = models.load_tokenizer(tiny_base)
     text = "The quick brown fox jumps"
     whole = tokenizer(text, add_special_tokens=False)["input_ids"]
-    short, long = (
-        replay.from_text(tokenizer, [text], start=0, max_tokens=n)[0] for n in (3, 1000)
-    )
+    short, long = (replay.from_text(tokenizer, [text], start=0, max_tokens=n)[0] for n in (3, 1000))
     assert short == Sequence((0, *whole[:3]), 1)
     assert long == Sequence((0, *whole), 1)
