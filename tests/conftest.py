@@ -100,6 +100,7 @@ def tiny_profile(tiny_base, tiny_target) -> Profile:
         batch_size=2,
         ratio=0.3,
         lora_rank=4,
+        benchmarks="hub",  # the tests put a task in memory in its place
         retained=("tiny_choices",),
         limit=4,
         n_probe=2,
