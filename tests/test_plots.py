@@ -329,7 +329,18 @@ def test_training_curves_keep_the_order_of_steps():
     )  # fmt: skip
     fig, data = plots.training_curves(log)
     assert data["raw"].tolist() == [4, 3, 2, 1]
-    assert fig.axes[1].get_title(loc="left") == "Replay: none in these runs"
+    assert [ax.get_title(loc="left") for ax in fig.axes] == ["Target, NLL"]
+
+
+def test_replay_by_nll_and_by_kl_have_a_panel_each():
+    log = pd.DataFrame(
+        {"recipe": ["ft", "cfs", "cf_kl"], "seed": 0, "step": 0, "target_loss": 1.0,
+         "replay_loss": [NAN, 3.5, 0.1]}
+    )  # fmt: skip
+    fig, data = plots.training_curves(log)
+    titles = [ax.get_title(loc="left") for ax in fig.axes]
+    assert titles == ["Target, NLL", "Replay, NLL", "Replay, KL(base ‖ tuned)"]
+    assert data.groupby("term")["recipe"].agg(list)["replay_kl"] == ["cf_kl"]
 
 
 def test_learning_rate_is_chosen_by_the_lowest_target_nll():

@@ -18,34 +18,46 @@ from cfutils.plots.style import (
     tick_values,
     with_unit,
 )
+from cfutils.recipes import RECIPES
+
+PANELS = {
+    "target_loss": "Target, NLL",
+    "replay_nll": "Replay, NLL",
+    "replay_kl": "Replay, KL(base ‖ tuned)",
+}
 
 
 def training_curves(log: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     """Both loss terms against step: raw values faint, running means strong.
 
     log: recipe, seed, step, target_loss, replay_loss (nats per token; NaN without replay) and
-    optionally run. Returns the drawn frame: recipe, (run,) seed, step, term, raw, smooth (centred
-    running mean over a tenth of the steps).
+    optionally run. Replay by NLL and by KL have a panel each: their sizes do not compare. Returns the
+    drawn frame: recipe, (run,) seed, step, term, raw, smooth (centred running mean over a tenth of
+    the steps).
     """
     keys = [c for c in ("recipe", "run", "seed") if c in log]
-    terms = {"target_loss": "Target", "replay_loss": "Replay"}
+    terms = ["target_loss", "replay_loss"]
     # the log's lr is that of the step, no setting: left out, lest rows be sorted by it
     log = by_recipe(some(log, "training steps")[[*keys, "step", *terms]].sort_values("step"))
-    data = log.melt([*keys, "step"], [*terms], "term", "raw").dropna(subset="raw")
+    data = log.melt([*keys, "step"], terms, "term", "raw").dropna(subset="raw")
+    replays = data["term"] == "replay_loss"
+    losses = data.loc[replays, "recipe"].map(lambda name: RECIPES[name].replay_loss)
+    data.loc[replays, "term"] = "replay_" + losses
     window = max(1, log["step"].nunique() // 10)
     data["smooth"] = data.groupby([*keys, "term"], sort=False)["raw"].transform(
         lambda c: c.rolling(window, center=True, min_periods=1).mean()
     )
     title = f"Loss in training: each step (faint), mean over {window} steps (strong)"
-    fig, axes = figure(title, (8.4, 3.9), ncols=2)
-    for ax, (term, name) in zip(axes, terms.items(), strict=True):
+    panels = {term: name for term, name in PANELS.items() if (data["term"] == term).any()}
+    fig, axes = figure(title, (8.8, 3.7), ncols=len(panels), squeeze=False)
+    for ax, (term, name) in zip(axes.flat, panels.items(), strict=True):
         part = data[data["term"] == term]
         for (recipe, *_), own in part.groupby(keys, sort=False):
             ax.plot(own["step"], own["raw"], color=colour(recipe), alpha=0.2, linewidth=0.8)
             ax.plot(own["step"], own["smooth"], color=colour(recipe), label=label(recipe))
         ax.set(xlabel="optimiser step", ylabel="loss (nats per token)")
-        ax.set_title(name if len(part) else f"{name}: none in these runs", loc="left")
-    legend(fig, axes)
+        ax.set_title(name, loc="left")
+    legend(fig, axes.flat)
     return fig, data.reset_index(drop=True)
 
 
