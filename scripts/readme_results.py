@@ -40,7 +40,13 @@ def block() -> str:
                 f"{row.kl:.3f} ± {row.kl_stderr:.3f}",
             ]
         lines.append("| " + " | ".join(cells) + " |")
+    at = table.drop_duplicates("recipe").set_index("recipe")
     lines += [
+        "",
+        f"Plain fine-tuning against the base: **{at.bpb_gold_verdict['ft']}** in bits per byte,"
+        f" **{at.acc_verdict['ft']}** in accuracy.",
+        f"KL on fresh context-free samples: {at.kl['ft']:.3f} after plain fine-tuning,"
+        f" {at.kl['cfs']:.3f} with context-free NLL, {at.kl['cf_kl']:.3f} with context-free KL.",
         "",
         f"Retained: the mean over {len(profile.retained)} tasks of {profile.limit} items. Target NLL on",
         f"{profile.n_heldout} held-out items, KL ± its standard error, both in nats a token.",
