@@ -19,7 +19,7 @@ START, END = "<!-- results:start -->\n", "<!-- results:end -->\n"
 def block() -> str:
     """Return the table and what it says, as Markdown."""
     table = pd.read_csv(paths.root() / "figures" / DEFAULT / "recipe_bars.csv")
-    profile, seeds = load(DEFAULT), sorted(table["n_seeds"].dropna().unique())
+    profile = load(DEFAULT)
     lines = [
         f"Profile `{DEFAULT}`, {len(profile.seeds)} seed: the base, then a row each recipe. A drop above",
         "0 is worse than the base; in brackets the 95 % interval, paired by item.",
@@ -51,7 +51,7 @@ def block() -> str:
         f"Retained: the mean over {len(profile.retained)} tasks of {profile.limit} items. Target NLL on",
         f"{profile.n_heldout} held-out items, KL ± its standard error, both in nats a token.",
     ]
-    if seeds == [1]:
+    if len(profile.seeds) == 1:
         lines += [
             "One seed cannot tell what another order of the data or other samples would have given: the",
             "intervals cover items alone, and a difference between two recipes within them is no finding.",
