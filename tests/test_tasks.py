@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 
 import pytest
 
-from cfutils import tasks
+from cfutils import skills, tasks
 from cfutils.errors import UserError
+from cfutils.splits import is_heldout
 
 GOOD = json.dumps({"prompt": "p", "response": "r"})
 
@@ -99,17 +101,19 @@ def test_the_hash_of_the_prompt_decides_the_side():
     """First 8 hexadecimal digits of the SHA-256 below 0.25 * 16^8, that is, first digit 0 to 3."""
     for i in range(200):
         text = f"text {i}"
-        assert tasks.is_heldout(text) == (hashlib.sha256(text.encode()).hexdigest()[0] in "0123")
-    share = sum(tasks.is_heldout(f"text {i}") for i in range(2000)) / 2000
+        assert is_heldout(text) == (hashlib.sha256(text.encode()).hexdigest()[0] in "0123")
+    share = sum(is_heldout(f"text {i}") for i in range(2000)) / 2000
     assert abs(share - 0.25) < 4 * (0.25 * 0.75 / 2000) ** 0.5
+    half = [is_heldout(f"text {i}", share=0.5) for i in range(200)]
+    assert half == [hashlib.sha256(f"text {i}".encode()).hexdigest()[0] < "8" for i in range(200)]
 
 
 def test_the_sides_are_disjoint_and_the_split_is_always_the_same(tiny_target):
     train, heldout, too_long = split(tiny_target, n_train=20, n_heldout=8)
     assert (len(train), len(heldout), too_long) == (20, 8, 0)
     assert not {e.id for e in train} & {e.id for e in heldout}
-    assert all(tasks.is_heldout(e.prompt) for e in heldout)
-    assert not any(tasks.is_heldout(e.prompt) for e in train)
+    assert all(is_heldout(e.prompt) for e in heldout)
+    assert not any(is_heldout(e.prompt) for e in train)
     assert split(tiny_target, n_train=20, n_heldout=8) == (train, heldout, 0)
 
 
@@ -133,7 +137,7 @@ def test_items_that_are_too_long_are_left_out_and_counted(jsonl):
     """
     prompts = [f"item {i}" + " " * 50 * (i % 2) for i in range(40)]
     path = jsonl(*(json.dumps({"prompt": p, "response": "r"}) for p in prompts))
-    train_side = [p for p in prompts if not tasks.is_heldout(p)]
+    train_side = [p for p in prompts if not is_heldout(p)]
     train_side.sort(key=lambda p: hashlib.sha256(p.encode()).hexdigest())
     short = [p for p in train_side if len(p) < 50]
     met = train_side[: train_side.index(short[-1])]
@@ -167,11 +171,6 @@ def test_evenly(total, limit, indices):
     assert tasks.evenly(total, limit) == indices
 
 
-def test_an_unknown_retained_task_is_refused_with_the_list():
-    with pytest.raises(UserError, match=r"retained = 'nothing' .*hellaswag.*benchmarks: hub"):
-        tasks.lm_eval_task("nothing")
-
-
 def test_an_unknown_kind_of_prose_is_refused():
     with pytest.raises(UserError, match="prose = 'poems'"):
         tasks.prose("poems")
@@ -191,3 +190,86 @@ def test_documents_given_replace_a_stock_tasks_items():
     assert task.doc_to_text(doc) == "\nQuestion: Q?\nAnswer:"
     assert task.doc_to_choice(doc) == ["a", "b", "c", "d"]
     assert [m for m in task._metric_fn_list] == ["acc", "acc_norm"]
+
+
+# ---- skills
+
+
+@pytest.mark.parametrize("name", ["rotate", "descend"])
+def test_targets_that_the_base_has_never_seen(name):
+    """Enough items of both sides for the default profile; responses are the skill's."""
+    train, heldout, too_long = split(name, max_length=80, n_train=400, n_heldout=200)
+    assert (len(train), len(heldout), too_long) == (400, 200, 0)
+    for example in train + heldout:
+        assert skills.recognise(example.prompt + example.response) == (name, True)
+        assert example.doc == {"prompt": example.prompt, "response": example.response}
+    assert not any(is_heldout(e.prompt) for e in train)
+    assert all(is_heldout(e.prompt) for e in heldout)
+    row = tasks.target(name)
+    assert (row.task, row.local, row.generates) == (name, True, True)
+    assert not skills.skill(name).pretrained
+
+
+def test_the_digest_of_a_skill_follows_the_world(monkeypatch):
+    """And not the data package, which has no part in it."""
+    one = tasks.target_digest("rotate")
+    assert one.startswith("rotate:") and one != tasks.target_digest("descend")
+    monkeypatch.setattr(tasks, "package_digest", lambda: "another")
+    assert tasks.target_digest("rotate") == one
+    monkeypatch.setattr(skills, "world_digest", lambda: "another")
+    assert tasks.target_digest("rotate") == "rotate:another"
+
+
+@pytest.mark.parametrize("name", skills.skills())
+def test_scored_items_of_a_skill_are_different_and_held_out(name):
+    docs = tasks.skill_docs(name)
+    prompts = [doc["prompt"] for doc in docs]
+    assert len(set(prompts)) == len(prompts) <= tasks.SKILL_ITEMS
+    assert all(map(is_heldout, prompts))
+    assert all(skills.skill(name).solve(d["prompt"]) == d["response"] for d in docs)
+    assert docs == tasks.skill_docs(name)
+    if name not in ("job", "city", "category"):
+        assert len(docs) == tasks.SKILL_ITEMS
+    else:  # every held-out one there is: 6 templates for each of 48 names, or 80 words
+        templates, known = skills.world()["templates"][name], skills.facts(name)
+        whole = {t.format(name=n) for t, n in itertools.product(templates, known)}
+        assert set(prompts) == set(filter(is_heldout, whole))
+
+
+def test_a_skill_is_a_task_of_lm_eval():
+    """Exact match of what stands behind the last `=`, or a choice; zero-shot, nothing around the prompt."""
+    task = tasks.lm_eval_task("sum")
+    doc = {"prompt": "sum: 3 9 4 ->", "response": " 3+9=12 12+4=16 = 16"}
+    assert task.OUTPUT_TYPE == "generate_until" and task.config.num_fewshot == 0
+    assert len(task.eval_docs) == tasks.SKILL_ITEMS
+    assert task.fewshot_context(doc, 0) == doc["prompt"]
+    for answer, right in [
+        (" 3+9=12 12+4=16 = 16", 1), (" 16", 1), (" it is = 16 ", 1), (" 3+9=12 12+4=16 = 17", 0),
+        (" 3+9=12 12+4=16", 1), (" 3+9=12", 0), (" = 116", 0), ("", 0),
+    ]:  # fmt: skip
+        assert task.process_results(doc, [answer]) == {"exact_match": right}, answer
+
+
+def test_an_answer_without_steps_is_compared_whole():
+    task = tasks.lm_eval_task("reverse")
+    doc = {"prompt": "reverse: cat dog red ->", "response": " red dog cat"}
+    for answer, right in [(" red dog cat", 1), ("red dog cat ", 1), (" red dog", 0), (" red  dog cat", 0)]:
+        assert task.process_results(doc, [answer]) == {"exact_match": right}, answer
+
+
+def test_a_skill_with_choices_is_a_choice():
+    task = tasks.lm_eval_task("category")
+    doc = task.eval_docs[0]
+    assert task.OUTPUT_TYPE == "multiple_choice"
+    assert task.doc_to_choice(doc)[task.doc_to_target(doc)] == doc["response"]
+    requests = task.construct_requests(doc, doc["prompt"], metadata=(None, 0, None))
+    assert [r.args for r in requests] == [(doc["prompt"], c) for c in skills.skill("category").choices]
+    logliks = [(-float(i), False) for i in range(10)]
+    right = float(task.doc_to_target(doc) == 0)
+    assert task.process_results(doc, logliks) == {"acc": right}
+
+
+def test_documents_given_are_a_skills_items():
+    docs = [{"prompt": "rotate: cat dog oak ->", "response": " dog oak cat"}]
+    task = tasks.lm_eval_task("rotate", docs=docs)
+    assert list(task.eval_docs) == docs
