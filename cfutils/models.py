@@ -10,11 +10,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cfutils import assets
+from cfutils import assets, paths
 from cfutils.errors import UserError, bad
 from cfutils.profiles import Profile
 from cfutils.store import Artifact, Step, emit, file_digest, say
@@ -44,12 +45,23 @@ PACKAGED = {
 }
 
 
+TINY = "shipped:tiny"
+"""The base that ships in data/tiny, the only one whose pretraining is known."""
+
+
 def base_step(profile: Profile) -> Step:
     """Return the step that makes the base of a profile available.
 
     Raises `UserError` for an unknown package or a folder without a configuration or weights.
     """
     kind, _, name = profile.base.partition(":")
+    if kind == "shipped":
+        if profile.base != TINY:
+            raise bad("base", profile.base, TINY)
+        shipped = paths.data() / name
+        params = {"shipped": {path.name: _cached_digest(path) for path in _check_folder(shipped)}}
+        build = functools.partial(_copy_folder, folder=shipped)
+        return Step("base", params, build, code=("cfutils.models",), label="the tiny base")
     if kind == "asset":
         if name not in PACKAGED:
             raise bad("base", profile.base, "asset:" + " or asset:".join(PACKAGED))
@@ -68,7 +80,7 @@ def base_step(profile: Profile) -> Step:
         build = functools.partial(_point_to_folder, folder=folder.resolve())
         return Step("base", params, build, code=("cfutils.models",), label=folder.name)
     if profile.base.startswith((".", "/", "~")):
-        raise bad("base", profile.base, "a folder that exists, a hub id or asset:NAME")
+        raise bad("base", profile.base, f"a folder that exists, a hub id, {TINY} or asset:NAME")
     params = {"hub": profile.base, "revision": profile.revision}
     build = functools.partial(_fetch_from_hub, repo=profile.base, revision=profile.revision)
     return Step("base", params, build, code=("cfutils.models",), label=profile.base)
@@ -89,6 +101,12 @@ def _check_folder(folder: Path) -> list[Path]:
 @functools.cache
 def _cached_digest(path: Path) -> str:
     return file_digest(path)
+
+
+def _copy_folder(work: Path, needs: dict[str, Artifact], *, folder: Path) -> dict[str, Any]:
+    for path in _check_folder(folder):
+        shutil.copy(path, work)
+    return {"about": "the tiny base, pretrained on a declared mixture (notebook 00)"}
 
 
 def _point_to_folder(work: Path, needs: dict[str, Artifact], *, folder: Path) -> dict[str, Any]:

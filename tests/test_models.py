@@ -8,7 +8,7 @@ import shutil
 import pytest
 import torch
 
-from cfutils import models
+from cfutils import models, paths, profiles
 from cfutils.errors import UserError
 
 
@@ -140,3 +140,52 @@ def test_a_folder_that_moved_is_found_at_its_new_place(copy, tiny_profile, store
     moved = copy.rename(tmp_path / "moved")
     artifact = store.ensure(models.base_step(tiny_profile.change(base=str(moved))))
     assert models.folder(artifact) == moved
+
+
+# ---- the base that ships
+
+
+def test_the_tiny_base_is_copied_into_the_store_and_loads(store, events):
+    """Weights, configuration and tokenizer; the loss curve and the world stay where they are."""
+    profile = profiles.load("tiny")
+    artifact = store.ensure(models.base_step(profile))
+    folder = models.folder(artifact)
+    assert folder == artifact.path
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "config.json", "generation_config.json", "model.safetensors", "record.json",
+        "tokenizer.json", "tokenizer_config.json",
+    ]  # fmt: skip
+    shipped = paths.data() / "tiny" / "model.safetensors"
+    assert (folder / "model.safetensors").read_bytes() == shipped.read_bytes()
+    tokenizer = models.load_tokenizer(folder)
+    start = models.start_token(tokenizer, profile.start_token)
+    assert tokenizer.convert_ids_to_tokens(start) == "<|start|>"
+    assert tokenizer.convert_ids_to_tokens(models.end_tokens(tokenizer, start)) == [
+        "<|start|>", "<|end|>"
+    ]  # fmt: skip
+    model = models.load(folder, profile)
+    assert type(model).__name__ == "OlmoForCausalLM"
+    assert sum(p.numel() for p in model.parameters()) == 1_540_096
+    assert model.config.hidden_size // model.config.num_attention_heads == 32
+    assert [e["event"] for e in events()] == ["built", "model"]
+
+
+def test_the_tiny_bases_key_follows_its_files_and_not_its_place(tmp_path, monkeypatch):
+    profile = profiles.load("tiny")
+    keys = [models.base_step(profile).key]
+    source = paths.data() / "tiny"
+    for name in ("same", "other"):
+        folder = tmp_path / name / "data" / "tiny"
+        folder.mkdir(parents=True)
+        for path in source.iterdir():
+            shutil.copyfile(path, folder / path.name)
+        if name == "other":
+            with open(folder / "model.safetensors", "r+b") as file:
+                file.seek(-4, 2)
+                file.write(b"\0\0\0\0")
+        monkeypatch.setenv("CFUTILS_ROOT", str(tmp_path / name))
+        keys.append(models.base_step(profile).key)
+    assert keys[0] == keys[1] != keys[2]
+    (tmp_path / "other" / "data" / "tiny" / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"without \*\.safetensors weights"):
+        models.base_step(profile)
