@@ -1,18 +1,18 @@
 """Scores of one model: retained tasks, target, probes; item by item, so that comparisons can be paired.
 
-Retained tasks go through lm-eval's own definitions and HFLM. An accuracy on a hundred items has a
+Retained tasks go through lm-eval's own definitions (`harness`). An accuracy on a hundred items has a
 standard error of four to five points, so beside it stands the continuous reading of the same items:
 `margin`, the log-likelihood of the right choice minus the best wrong one (nats), and `bpb_gold`, bits
-per byte of the right choice. Probes are sequences never trained on: NLL and exact full-vocabulary
-KL(base || tuned) at each token. What is stored are items; scores are sums over them.
+per byte of the right choice or response. `acc` is the share answered right, by choice or by generation.
+Probes are sequences never trained on: NLL and exact full-vocabulary KL(base || tuned) at each token.
+What is stored are items; scores are sums over them.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
 import math
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from cfutils import losses, models, tasks
+from cfutils import harness, losses, models, skills, tasks
 from cfutils.profiles import Profile
 from cfutils.replay import Sequence
 from cfutils.store import say
@@ -32,6 +32,10 @@ if TYPE_CHECKING:
 
 ITEM = ["group", "task", "metric", "item", "value", "weight"]
 
+PART = 512
+"""Retained items that are scored, and kept, together, if their tasks hold that many."""
+TIMED = 256
+"""Sequences on which the cost of an estimate is measured."""
 HEADLINE = ("acc", "exact_match", "exact_match_flexible")
 """Metrics of the target's own task that are kept."""
 
@@ -39,18 +43,14 @@ HEADLINE = ("acc", "exact_match", "exact_match_flexible")
 def retained(
     work: Path, load: Callable[[], torch.nn.Module], folder: Path, *, profile: Profile
 ) -> None:
-    """Score the retained tasks; write items.parquet, one finished task at a time."""
+    """Score the retained tasks; write items.parquet, one finished part (some tasks) at a time."""
     parts = []
-    for name in profile.retained:
-        part = work / f"part-{name}.parquet"
+    for number, group in enumerate(_groups(profile)):
+        part = work / f"part-{number}.parquet"
         parts.append(part)
         if part.exists():
             continue
-        task = tasks.lm_eval_task(name, local=profile.benchmarks == "package")
-        indices = tasks.evenly(len(task.eval_docs), profile.limit)
-        items = lm_eval_items(
-            load(), folder, task, indices=indices, group="retained", profile=profile
-        )
+        items = lm_eval_items(load(), folder, *group, group="retained", profile=profile)
         items.to_parquet(part.with_suffix(".tmp"), index=False)
         part.with_suffix(".tmp").replace(part)
     frames = [pd.read_parquet(part) for part in parts]
@@ -60,51 +60,73 @@ def retained(
         part.unlink()
 
 
+def _groups(profile: Profile) -> Iterator[tuple[dict[str, Any], dict[str, list[int]]]]:
+    """Yield (tasks, chosen items) by name: what is scored, and kept, together."""
+    chosen: dict[str, Any] = {}
+    indices: dict[str, list[int]] = {}
+    for name in profile.retained:
+        task = tasks.lm_eval_task(name, local=profile.benchmarks == "package")
+        chosen[name] = task
+        indices[name] = tasks.evenly(len(task.eval_docs), profile.limit)
+        if sum(map(len, indices.values())) >= PART:
+            yield chosen, indices
+            chosen, indices = {}, {}
+    if chosen:
+        yield chosen, indices
+
+
+def _gold(
+    model: torch.nn.Module, folder: Path, name: str, docs: dict[str, dict], profile: Profile
+) -> pd.DataFrame:
+    """Bits per byte of the right responses of a skill that is answered by generation."""
+    tokenizer = models.load_tokenizer(folder, trust_remote_code=profile.trust_remote_code)
+    sequences = []
+    for doc in docs.values():
+        head = tokenizer(doc["prompt"])["input_ids"]
+        tail = tokenizer(doc["response"], add_special_tokens=False)["input_ids"]
+        sequences.append(Sequence((*head, *tail), first=len(head)))
+    scored = token_scores(model, None, sequences, size=profile.score_batch)
+    rows = []
+    for (item, doc), (nll, *_) in zip(docs.items(), scored, strict=True):
+        n_bytes = len(doc["response"].encode())
+        value = nll.sum() / (n_bytes * math.log(2))
+        rows.append(["retained", name, "bpb_gold", item, value, float(n_bytes)])
+    return pd.DataFrame(rows, columns=ITEM)
+
+
 def lm_eval_items(
     model: torch.nn.Module,
     folder: Path,
-    task: Any,
+    chosen: dict[str, Any],
+    indices: dict[str, list[int]],
     *,
-    indices: list[int],
     group: str,
     profile: Profile,
 ) -> pd.DataFrame:
-    """Run one lm-eval task on chosen items through HFLM; return the items frame.
+    """Score chosen items of lm-eval tasks by name; return the items frame.
 
-    Metrics keep lm-eval's names; those of a filter other than the first are named metric_filter.
+    Metrics keep lm-eval's names; those of a filter other than the first are named metric_filter. Where
+    a skill is retained its exact match is `acc`, and bits per byte of its responses stand beside it.
     """
-    from lm_eval.evaluator import evaluate
-    from lm_eval.models.huggingface import HFLM
-
-    tokenizer = models.load_tokenizer(folder, trust_remote_code=profile.trust_remote_code)
-    name, generates = task.config.task, task.OUTPUT_TYPE == "generate_until"
-    with contextlib.redirect_stderr(io.StringIO()):  # its progress bars stick under papermill
-        lm = HFLM(
-            pretrained=model,
-            tokenizer=tokenizer,
-            batch_size=profile.score_batch,
-        )
-        if generates:
-            task.set_config("generation_kwargs", {"max_gen_toks": profile.max_new_tokens}, update=True)
-        result = evaluate(  # not simple_evaluate, which lists every installed package at each call
-            lm,
-            {name: task},
-            samples={name: indices},
-            bootstrap_iters=0,
-            log_samples=True,
-            apply_chat_template=profile.chat_template,
-        )
-    rows: list[list] = []
-    first = result["samples"][name][0]["filter"]
-    for sample in result["samples"][name]:
-        suffix = "" if sample["filter"] == first else f"_{sample['filter'].split('-')[0]}"
-        item = str(sample["doc_id"])
-        for metric in sample["metrics"]:
-            rows.append([group, name, metric + suffix, item, float(sample[metric]), 1.0])
-        if task.OUTPUT_TYPE == "multiple_choice":
-            rows += [[group, name, *row] for row in _continuous(task, sample, item)]
-    say(f"  {name}: {len(indices)} items")
-    return pd.DataFrame(rows, columns=ITEM)
+    found = harness.evaluate(model, folder, chosen, indices=indices, profile=profile)
+    frames = []
+    for name, task in chosen.items():
+        rows: list[list] = []
+        first = found[name][0]["filter"]
+        for sample in found[name]:
+            suffix = "" if sample["filter"] == first else f"_{sample['filter'].split('-')[0]}"
+            item = str(sample["doc_id"])
+            for metric in sample["metrics"]:
+                rows.append([group, name, metric + suffix, item, float(sample[metric]), 1.0])
+            if task.OUTPUT_TYPE == "multiple_choice":
+                rows += [[group, name, *row] for row in _continuous(task, sample, item)]
+        frames.append(pd.DataFrame(rows, columns=ITEM))
+        if group == "retained" and name in skills.skills() and task.OUTPUT_TYPE == "generate_until":
+            frames[-1]["metric"] = frames[-1]["metric"].replace("exact_match", "acc")
+            docs = {str(i): task.eval_docs[i] for i in indices[name]}
+            frames.append(_gold(model, folder, name, docs, profile))
+        say(f"  {name}: {len(indices[name])} items")
+    return pd.concat(frames, ignore_index=True)
 
 
 def _continuous(task: Any, sample: dict, item: str) -> list[list]:
@@ -135,7 +157,7 @@ def target(
     name, row = Path(profile.target).stem, tasks.target(profile.target)
     rows: list[list] = []
     scored = token_scores(model, None, sequences, size=profile.score_batch)
-    for example, (nll, _) in zip(examples, scored, strict=True):
+    for example, (nll, *_) in zip(examples, scored, strict=True):
         text = nll[:-1].sum()  # the end token has no bytes
         n_bytes = len(example.response.encode())
         rows.append(["target", name, "nll", example.id, nll.mean(), len(nll)])
@@ -146,7 +168,8 @@ def target(
         docs = [e.doc for e in examples[:wanted]] if row.local else None
         task = tasks.lm_eval_task(row.task, docs=docs, local=row.local)
         indices = tasks.evenly(len(task.eval_docs), wanted)
-        found = lm_eval_items(model, folder, task, indices=indices, group="target", profile=profile)
+        one = ({row.task: task}, {row.task: indices})
+        found = lm_eval_items(model, folder, *one, group="target", profile=profile)
         items = pd.concat([items, found[found["metric"].isin(HEADLINE)]], ignore_index=True)
     items.to_parquet(work / "items.parquet", index=False)
 
@@ -167,10 +190,13 @@ def probe(
     rows, tokens = [], []
     for name, batch in sequences.items():
         scored = token_scores(model, base, batch, size=size)
-        for number, (sequence, (nll, kl)) in enumerate(zip(batch, scored, strict=True)):
+        for number, (sequence, (nll, kl, _)) in enumerate(zip(batch, scored, strict=True)):
             rows.append(["probe", name, "nll", str(number), nll.mean(), len(nll)])
             rows.append(["probe", name, "kl", str(number), kl.mean(), len(kl)])
             ids = sequence.ids[sequence.first :]
+            if n_bytes := len(tokenizer.decode(ids, skip_special_tokens=True).encode()):
+                bits = nll.sum() / (n_bytes * math.log(2))
+                rows.append(["probe", name, "bpb", str(number), bits, n_bytes])
             columns = {
                 "task": name,
                 "sequence": number,
@@ -183,6 +209,37 @@ def probe(
         say(f"  probe {name}: {len(batch)} sequences")
     pd.DataFrame(rows, columns=ITEM).to_parquet(work / "items.parquet", index=False)
     pd.concat(tokens, ignore_index=True).to_parquet(work / "tokens.parquet", index=False)
+
+
+def estimate(
+    work: Path,
+    base: torch.nn.Module,
+    model: torch.nn.Module,
+    sequences: list[Sequence],
+    *,
+    size: int,
+) -> dict[str, Any]:
+    """Write estimate.parquet, one row a sequence, in nats: what estimates KL(base || model).
+
+    log_ratio = sum_t log p_0(x_t) - log p(x_t), what sampled NLL sees; kl = sum_t KL(p_0 || p) over the
+    whole vocabulary at each of the same prefixes; tokens, their number. For x drawn from p_0 both have
+    the mean KL(p_0 || p) of sequences (chain rule); kl is log_ratio's mean given each prefix.
+    """
+    found = token_scores(model, base, sequences, size=size)
+    pd.DataFrame(
+        {
+            "tokens": [len(nll) for nll, *_ in found],
+            "log_ratio": [(nll - nll_base).sum() for nll, _, nll_base in found],
+            "kl": [kl.sum() for _, kl, _ in found],
+        }
+    ).to_parquet(work / "estimate.parquet", index=False)
+    few, clock = sequences[:TIMED], time.monotonic()
+    for one in (base, model):
+        token_scores(one, None, few, size=size)
+    middle = time.monotonic()
+    token_scores(model, base, few, size=size)
+    seconds = {"log_ratio": middle - clock, "kl": time.monotonic() - middle}
+    return {"seconds": {k: round(v, 4) for k, v in seconds.items()}, "timed": len(few)}
 
 
 class Remembered:
@@ -218,28 +275,31 @@ def token_scores(
     batch: list[Sequence],
     *,
     size: int,
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return each sequence's (NLL, KL(base || model)) at its supervised tokens, in nats.
+) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Return each sequence's (NLL, KL(base || model), the base's NLL) at supervised tokens, in nats.
 
     Without a base the model is the base, and KL is zero. `size` is the number of sequences in one
     forward pass.
     """
-    found: list[tuple[np.ndarray, np.ndarray]] = []
+    found: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
+    order = sorted(range(len(batch)), key=lambda i: len(batch[i].ids))  # little is padded
     for begin in range(0, len(batch), size):
-        rows = batch[begin : begin + size]
+        places = order[begin : begin + size]
+        rows = [batch[i] for i in places]
         ids, seen, mask = next(losses.micro_batches(rows, len(rows), by_length=False))
         ids, seen, mask = ids.to(model.device), seen.to(model.device), mask.to(model.device)
         logits = model(input_ids=ids, attention_mask=seen).logits
         chosen, targets = losses.supervised(logits, ids, mask)
         nll = losses.token_nll(chosen, targets)
-        kl = torch.zeros_like(nll)
+        kl, nll_base = torch.zeros_like(nll), nll
         if base is not None:
             base_logits = base(input_ids=ids, attention_mask=seen).logits
-            kl = losses.token_kl(losses.supervised(base_logits, ids, mask)[0], chosen)
+            base_rows, _ = losses.supervised(base_logits, ids, mask)
+            kl, nll_base = losses.token_kl(base_rows, chosen), losses.token_nll(base_rows, targets)
         edges = np.cumsum([s.supervised for s in rows])[:-1]
-        parts = (np.split(t.double().cpu().numpy(), edges) for t in (nll, kl))
-        found += zip(*parts, strict=True)
-    return found
+        parts = (np.split(t.double().cpu().numpy(), edges) for t in (nll, kl, nll_base))
+        found |= zip(places, zip(*parts, strict=True), strict=True)
+    return [found[i] for i in range(len(batch))]
 
 
 @torch.inference_mode()

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from cfutils import forgetting, models, replay, score, tasks
+from cfutils import engines, forgetting, harness, models, replay, score, skills, tasks
 from cfutils.replay import Sequence
 from cfutils.tasks import Example
 
@@ -83,24 +83,26 @@ def test_with_equal_weights_it_is_the_mean_and_its_standard_error():
 
 
 def test_kl_of_a_model_to_itself_is_zero(base):
-    for nll, kl in score.token_scores(base, base, SEQUENCES, size=2):
+    for nll, kl, nll_base in score.token_scores(base, base, SEQUENCES, size=2):
         np.testing.assert_allclose(kl, 0, atol=1e-6)
-        assert (nll > 0).all()
-    for _, kl in score.token_scores(base, None, SEQUENCES, size=2):
-        assert (kl == 0).all()
+        assert (nll > 0).all() and (nll == nll_base).all()
+    for nll, kl, nll_base in score.token_scores(base, None, SEQUENCES, size=2):
+        assert (kl == 0).all() and (nll == nll_base).all()
 
 
 @pytest.mark.parametrize("size", [1, 2, 8])
 def test_token_scores_equal_a_direct_computation(base, other, size):
-    """NLL of the tuned model and KL(base || tuned), unpadded, in fp64, at the supervised tokens."""
+    """NLL of both models and KL(base || tuned), unpadded, in fp64, at the supervised tokens."""
     found = score.token_scores(other, base, SEQUENCES, size=size)
-    for sequence, (nll, kl) in zip(SEQUENCES, found, strict=True):
+    for sequence, (nll, kl, nll_base) in zip(SEQUENCES, found, strict=True):
         log_p0, log_p = log_law(base, sequence.ids), log_law(other, sequence.ids)
         where = range(sequence.first, len(sequence.ids))
         np.testing.assert_allclose(nll, [-log_p[t - 1, sequence.ids[t]] for t in where], rtol=1e-4)
+        expected = [-log_p0[t - 1, sequence.ids[t]] for t in where]
+        np.testing.assert_allclose(nll_base, expected, rtol=1e-4)
         direct = (log_p0.exp() * (log_p0 - log_p)).sum(-1)
         np.testing.assert_allclose(kl, [direct[t - 1] for t in where], rtol=1e-3, atol=1e-6)
-        assert len(nll) == len(kl) == sequence.supervised
+        assert len(nll) == len(kl) == len(nll_base) == sequence.supervised
 
 
 def test_probes_are_stored_by_item_and_by_token(base, other, tokenizer, tmp_path):
@@ -110,13 +112,42 @@ def test_probes_are_stored_by_item_and_by_token(base, other, tokenizer, tmp_path
     tokens = pd.read_parquet(tmp_path / "tokens.parquet")
     assert list(items) == score.ITEM and set(items["group"]) == {"probe"}
     assert list(tokens) == ["task", "sequence", "position", "token", "nll", "kl"]
-    assert items["weight"].tolist() == [4, 4, 1, 1, 3, 3]
+    assert items["metric"].tolist() == ["nll", "kl", "bpb"] * 3
+    texts = [tokenizer.decode(s.ids[s.first :], skip_special_tokens=True) for s in SEQUENCES]
+    n_bytes = [len(text.encode()) for text in texts]
+    assert items["weight"].tolist() == [4, 4, n_bytes[0], 1, 1, n_bytes[1], 3, 3, n_bytes[2]]
+    nll, bits = (items.loc[items["metric"] == m, "value"].to_numpy() for m in ("nll", "bpb"))
+    np.testing.assert_allclose(bits, nll * [4, 1, 3] / (np.array(n_bytes) * math.log(2)))
     assert tokens["token"].tolist()[:2] == [tokenizer.decode([5]), tokenizer.decode([6])]
     scores = forgetting.aggregate(items).set_index(["task", "metric"])["value"]
     means = tokens.groupby("task")[["nll", "kl"]].mean()
     for task in sequences:
         for metric in ("nll", "kl"):
             assert scores[task, metric] == pytest.approx(means.loc[task, metric])
+
+
+def test_a_probe_that_is_an_end_token_alone_has_no_bits_per_byte(base, tokenizer, tmp_path):
+    score.probe(tmp_path, base, None, tokenizer, {"prose": [Sequence((0, 0), 1)]}, size=8)
+    items = pd.read_parquet(tmp_path / "items.parquet")
+    assert items["metric"].tolist() == ["nll", "kl"]
+
+
+def test_estimates_by_hand(base, other, tmp_path, monkeypatch):
+    """log_ratio: sum of log p_0 - log p; kl: sum over the same prefixes; both in nats a sequence."""
+    monkeypatch.setattr(score, "TIMED", 2)
+    notes = score.estimate(tmp_path, base, other, SEQUENCES, size=2)
+    frame = pd.read_parquet(tmp_path / "estimate.parquet")
+    assert frame["tokens"].tolist() == [4, 1, 3]
+    for sequence, row in zip(SEQUENCES, frame.itertuples(), strict=True):
+        log_p0, log_p = log_law(base, sequence.ids), log_law(other, sequence.ids)
+        where = range(sequence.first, len(sequence.ids))
+        ratio = sum((log_p0 - log_p)[t - 1, sequence.ids[t]].item() for t in where)
+        kl = (log_p0.exp() * (log_p0 - log_p)).sum(-1)
+        assert row.log_ratio == pytest.approx(ratio, rel=1e-3, abs=1e-5)
+        assert row.kl == pytest.approx(sum(kl[t - 1].item() for t in where), rel=1e-3)
+    assert notes["timed"] == 2 and set(notes["seconds"]) == {"log_ratio", "kl"}
+    assert min(notes["seconds"].values()) > 0
+    json.dumps(notes)
 
 
 # ---- lm-eval
@@ -131,8 +162,9 @@ def test_margin_and_bits_per_byte_from_log_likelihoods(
     """
     task, indices = tiny_choices(), [0, 1, 3, 4]
     frame = score.lm_eval_items(
-        base, tiny_base, task, indices=indices, group="retained", profile=tiny_profile
-    )
+        base, tiny_base, {"tiny_choices": task}, {"tiny_choices": indices}, group="retained",
+        profile=tiny_profile,
+    )  # fmt: skip
     assert list(frame) == score.ITEM and set(frame["task"]) == {"tiny_choices"}
     table = frame.pivot(index="item", columns="metric", values="value")
     weight = frame.pivot(index="item", columns="metric", values="weight")
@@ -158,33 +190,105 @@ def test_scoring_leaves_the_global_generators_alone(base, tiny_base, tiny_profil
     expected = torch.rand(1)
     torch.manual_seed(3)
     score.lm_eval_items(
-        base, tiny_base, tiny_choices(), indices=[0], group="retained", profile=tiny_profile
-    )
+        base, tiny_base, {"tiny_choices": tiny_choices()}, {"tiny_choices": [0]}, group="retained",
+        profile=tiny_profile,
+    )  # fmt: skip
     assert torch.equal(torch.rand(1), expected)
 
 
-def test_retained_tasks_resume_one_by_one(base, tiny_base, tiny_profile, tiny_choices, tmp_path,
-                                          monkeypatch):  # fmt: skip
-    """The first is done, the second fails; afterwards only the second is scored."""
-    asked = []
+@pytest.fixture
+def named(tiny_choices, monkeypatch):
+    """Put the task in memory in the place of any; names of tasks, as they are scored together."""
+    scored = []
+    score_items = score.lm_eval_items
 
     def task(name, *, local):
-        asked.append(name)
         made = tiny_choices()
         made.config.task = name
-        if name == "two" and asked.count("two") == 1:
-            raise KeyboardInterrupt
         return made
 
+    def items(model, folder, chosen, indices, **more):
+        scored.append(list(chosen))
+        if "stop" in chosen and sum("stop" in names for names in scored) == 1:
+            raise KeyboardInterrupt
+        return score_items(model, folder, chosen, indices, **more)
+
     monkeypatch.setattr(tasks, "lm_eval_task", task)
-    profile = tiny_profile.change(retained=["one", "two"], limit=2)
+    monkeypatch.setattr(score, "lm_eval_items", items)
+    return scored
+
+
+def test_retained_tasks_resume_part_by_part(
+    base, tiny_base, tiny_profile, named, tmp_path, monkeypatch
+):
+    """Two items a task, parts of four: the first is done, the second fails, and alone is scored."""
+    monkeypatch.setattr(score, "PART", 4)
+    profile = tiny_profile.change(retained=["one", "two", "stop"], limit=2)
     with pytest.raises(KeyboardInterrupt):
         score.retained(tmp_path, lambda: base, tiny_base, profile=profile)
+    assert [path.name for path in tmp_path.iterdir()] == ["part-0.parquet"]
     score.retained(tmp_path, lambda: base, tiny_base, profile=profile)
-    assert asked == ["one", "two", "two"]
+    assert named == [["one", "two"], ["stop"], ["stop"]]
     items = pd.read_parquet(tmp_path / "items.parquet")
-    assert items.groupby("task")["item"].nunique().to_dict() == {"one": 2, "two": 2}
+    assert items.groupby("task")["item"].nunique().to_dict() == {"one": 2, "stop": 2, "two": 2}
     assert [path.name for path in tmp_path.iterdir()] == ["items.parquet"]
+
+
+def test_parts_do_not_change_the_scores(
+    base, tiny_base, tiny_profile, named, tmp_path, monkeypatch
+):
+    profile = tiny_profile.change(retained=["one", "two", "three"], limit=3)
+    found = []
+    for size in (1, 512):
+        monkeypatch.setattr(score, "PART", size)
+        (tmp_path / str(size)).mkdir()
+        score.retained(tmp_path / str(size), lambda: base, tiny_base, profile=profile)
+        found.append(pd.read_parquet(tmp_path / str(size) / "items.parquet"))
+    assert named == [["one"], ["two"], ["three"], ["one", "two", "three"]]
+    pd.testing.assert_frame_equal(*found)
+
+
+def test_a_skill_that_is_answered_by_generation(
+    base, tiny_base, tiny_profile, tokenizer, monkeypatch
+):
+    """acc: what stands behind the last `=`; bpb_gold: the right response behind its prompt, by hand."""
+    task, indices = tasks.lm_eval_task("sum"), [0, 5, 9, 30]
+    docs = [task.eval_docs[i] for i in indices]
+    last = [doc["response"].rsplit("= ")[-1] for doc in docs]
+    answers = [docs[0]["response"], f" no steps = {last[1]} ", f" = {last[2]}0", " x"]
+
+    def generate(self, requests, **_):
+        assert [r.args[0] for r in requests] == [doc["prompt"] for doc in docs]
+        return answers
+
+    monkeypatch.setattr(harness.Harness, "generate_until", generate)
+    settings = {"chosen": {"sum": task}, "indices": {"sum": indices}, "profile": tiny_profile}
+    frame = score.lm_eval_items(base, tiny_base, group="retained", **settings)
+    assert list(frame) == score.ITEM and set(frame["task"]) == {"sum"}
+    table = frame.pivot(index="item", columns="metric", values="value").loc[map(str, indices)]
+    assert set(table) == {"acc", "bpb_gold"}
+    assert table["acc"].tolist() == [1, 1, 0, 0]
+    weight = frame[frame["metric"] == "bpb_gold"].set_index("item")["weight"]
+    for i, doc in zip(indices, docs, strict=True):
+        head, tail = tokenizer(doc["prompt"])["input_ids"], tokenizer(doc["response"])["input_ids"]
+        logp = log_law(base, [*head, *tail])
+        nll = -sum(logp[len(head) + t - 1, token].item() for t, token in enumerate(tail))
+        n_bytes = len(doc["response"])
+        assert table.loc[str(i), "bpb_gold"] == pytest.approx(nll / (n_bytes * math.log(2)), rel=1e-4)
+        assert weight[str(i)] == n_bytes
+    frame = score.lm_eval_items(base, tiny_base, group="target", **settings)
+    assert set(frame["metric"]) == {"exact_match"}  # a target has its NLL elsewhere
+    assert frame["value"].tolist() == [1, 1, 0, 0]
+
+
+def test_a_skill_of_choices_keeps_its_continuous_readings(base, tiny_base, tiny_profile):
+    task = tasks.lm_eval_task("member")
+    frame = score.lm_eval_items(
+        base, tiny_base, {"member": task}, {"member": [0, 1, 2]}, group="retained", profile=tiny_profile
+    )
+    assert frame["metric"].value_counts().to_dict() == {"acc": 3, "margin": 3, "bpb_gold": 3}
+    weight = frame[frame["metric"] == "bpb_gold"].set_index("item")["weight"]
+    assert weight.to_dict() == {str(i): len(task.eval_docs[i]["response"]) for i in range(3)}
 
 
 def test_no_retained_tasks_give_an_empty_frame(tiny_base, tiny_profile, tmp_path):
@@ -220,9 +324,9 @@ def test_a_target_that_generates_is_answered_for_some_items(
 ):
     """gsm8k by lm-eval's own definition: strict and flexible match of the first n_generate items."""
     asked = []
-    generate = type(base).generate
+    draw = engines.continue_all
     monkeypatch.setattr(
-        type(base), "generate", lambda *a, **k: asked.append(k) or generate(*a, **k)
+        engines, "continue_all", lambda *a, **k: asked.append((a, k)) or draw(*a, **k)
     )
     docs = [{"question": f"{i} + 1?", "answer": f"It is {i + 1}.\n#### {i + 1}"} for i in range(3)]
     examples = [tasks._gsm8k_example(doc) for doc in docs]
@@ -234,8 +338,27 @@ def test_a_target_that_generates_is_answered_for_some_items(
         "nll": 3, "bpb": 3, "exact_match": 2, "exact_match_flexible": 2
     }  # fmt: skip
     assert set(items["task"]) == {"gsm8k"}
-    lengths = {k["max_length"] - k["input_ids"].shape[1] for k in asked if "max_length" in k}
-    assert asked and (lengths or {k["max_new_tokens"] for k in asked}) == {5}
+    ((_, requests), settings), = asked
+    assert len(requests) == 2
+    assert (settings["max_tokens"], settings["temperature"]) == (5, 0)
+
+
+def test_a_target_that_is_a_skill_is_scored_on_its_own_held_out_items(
+    base, tiny_base, tiny_profile, tokenizer, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(
+        harness.Harness, "generate_until",
+        lambda self, requests, **_: [skills.skill("rotate").solve(r.args[0]) for r in requests],
+    )  # fmt: skip
+    profile = tiny_profile.change(target="rotate", n_generate=2)
+    _, examples, _ = tasks.split("rotate", lambda e: 1, max_length=9, n_train=0, n_heldout=3)
+    sequences = [replay.from_example(tokenizer, e, chat_template=False) for e in examples]
+    score.target(tmp_path, base, tiny_base, examples, sequences, profile=profile)
+    items = pd.read_parquet(tmp_path / "items.parquet")
+    found = items.groupby("metric", sort=False)["item"].nunique().to_dict()
+    assert found == {"nll": 3, "bpb": 3, "exact_match": 2}
+    assert items.loc[items["metric"] == "exact_match", "value"].tolist() == [1, 1]
+    assert set(items["task"]) == {"rotate"}
 
 
 def test_a_target_of_choices_is_scored_on_all_held_out_items(
