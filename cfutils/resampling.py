@@ -22,6 +22,19 @@ def check_level(level: float) -> None:
         raise bad("level", level, "a share between 0 and 1", "0.95 is usual")
 
 
+def normal_quantile(level: float) -> float:
+    """Half the width of a two-sided interval in standard errors: 1.96 for 0.95."""
+    check_level(level)
+    return float(stats.norm.ppf((1 + level) / 2))
+
+
+def wilson(count: int, n: int, *, level: float = 0.95) -> tuple[float, float]:
+    """Wilson's interval of a share of independent yes-or-no items."""
+    check_level(level)
+    found = stats.binomtest(count, n).proportion_ci(level, method="wilson")
+    return float(found.low), float(found.high)
+
+
 def line_up(
     cell: pd.DataFrame, where: tuple
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, pd.Index]:

@@ -92,7 +92,8 @@ def make_log(steps=120, recipes=("ft", "cfs", "cf_kl", "lora"), seeds=(0, 1)):
 def make_runs(names=tuple(RECIPES), seeds=(0,), alphas=(0.25, 0.5, 0.75)):
     """Settings of runs, each with how much it learnt and forgot."""
     runs = [{"run": "b", "recipe": "base", "seed": -1, "learn": 0.0, "forget": 0.0}]
-    harm = dict(ft=1.0, cfs=0.25, cf_kl=0.05, contextual=0.4, replay_text=0.3, l2=0.5, lora=0.6)
+    harm = dict(ft=1.0, cfs=0.25, cf_kl=0.05, contextual=0.4, replay_text=0.3,
+                pretraining=0.2, l2=0.5, lora=0.6)  # fmt: skip
     for seed in seeds:
         for name in names:
             one = {"recipe": name, "seed": seed, "lr": 2e-4}
@@ -176,6 +177,65 @@ def make_tokens(recipes=("ft", "cfs"), n=70):
     return pd.DataFrame(rows)
 
 
+def make_loss(steps=300):
+    """The log of a pretraining, its steps out of order."""
+    step = np.arange(steps)[::-1]
+    return pd.DataFrame({"step": step, "tokens": 3000 + step, "seconds": 2.0 * step,
+                         "loss": 2 + 6 * np.exp(-step / 30) + 0.2 * (step % 3)})  # fmt: skip
+
+
+def make_skills():
+    """Scores of the base on skills, two of them targets."""
+    rows = [("sort", 0.9, False, "retained"), ("rotate", 0.0, False, "target"),
+            ("sum", 0.97, True, "retained"), ("job", 1.0, False, "retained"),
+            ("total", 0.4, True, "target")]  # fmt: skip
+    return pd.DataFrame(
+        [{"task": task, "value": value, "low": max(value - 0.05, 0), "high": min(value + 0.06, 1),
+          "n": 200, "steps": steps, "role": role} for task, value, steps, role in rows]
+    )  # fmt: skip
+
+
+def make_shares(temperatures=(0.5, 1.0)):
+    """Shares of kinds: declared, of context-free samples, of contextual ones."""
+    mixture = {"job": 0.3, "prose": 0.5, "sum": 0.2}
+    rows = [{"source": "mixture", "temperature": NAN, "kind": kind, "count": NAN, "n": NAN,
+             "share": share, "low": NAN, "high": NAN} for kind, share in mixture.items()]  # fmt: skip
+    for source, t in [("contextual", 1.0), *(("context_free", t) for t in temperatures)]:
+        counts = (1, 0, 2, 97) if source == "contextual" else (int(40 * t), int(50 / t), 10, 0)
+        rows += [{"source": source, "temperature": t, "kind": kind, "count": count, "n": sum(counts),
+                  "share": count / sum(counts), "low": max(0, count / sum(counts) - 0.05),
+                  "high": count / sum(counts) + 0.05}
+                 for kind, count in zip([*mixture, "rotate"], counts, strict=True)]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def make_curve(sizes=tuple(2**k for k in range(3, 14))):
+    """Estimates of KL by their number of samples; the log ratio's variance is four times the other's."""
+    rows = []
+    for estimator, one in (("full_kl", 3.0), ("log_ratio", 6.0)):
+        for n in sizes:
+            sd, bias = one / n**0.5, 0.1 * one / n**0.5
+            rows.append({"estimator": estimator, "n": n, "mean": 2 + bias, "sd": sd,
+                         "low": 2 - 1.8 * sd, "high": 2 + 2.2 * sd, "bias": bias,
+                         "bias_low": bias - sd / 10, "bias_high": bias + sd / 10,
+                         "reference": 2.0})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def make_bias(models=("Plain fine-tuning", "Context-free $NLL"), unit="nats per sequence"):
+    """Estimates of KL by the source of their texts, in no order."""
+    rows = []
+    for place, model in enumerate(models):
+        for source, t in (("text", NAN), ("contextual", 1.0), ("context_free", 1.0),
+                          ("pretraining", NAN), ("context_free", 0.5)):  # fmt: skip
+            for estimator, off in (("full_kl", -0.2), ("log_ratio", 0.4)):
+                value = 3 / (1 + place) + off * (2 - (t == 1))
+                rows.append({"model": model, "source": source, "temperature": t, "n": 512,
+                             "estimator": estimator, "estimate": value, "low": value - 0.1,
+                             "high": value + 0.2, "reference": 3 / (1 + place), "unit": unit})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
 def every_figure():
     """Name and function of every figure, drawn when called."""
     samples, entropies = make_samples()
@@ -195,6 +255,12 @@ def every_figure():
         "token_drift": lambda: plots.token_drift(make_tokens()),
         "ablation": lambda: plots.ablation(heat, "temperature"),
         "recipe_bars": lambda: plots.recipe_bars(drops),
+        "pretraining_curve": lambda: plots.pretraining_curve(make_loss()),
+        "skill_bars": lambda: plots.skill_bars(make_skills()),
+        "kind_shares": lambda: plots.kind_shares(make_shares()),
+        "kl_convergence": lambda: plots.kl_convergence(make_curve()),
+        "kl_bias": lambda: plots.kl_bias(make_bias()),
+        "kl_against_temperature": lambda: plots.kl_against_temperature(make_bias()),
     }
 
 
@@ -219,6 +285,16 @@ def clipped(fig):
     boxes = {t.get_text(): t.get_window_extent().extents for t in texts if t.get_text()}
     return [text for text, (x0, y0, x1, y1) in boxes.items()
             if min(x0 - frame.x0, y0 - frame.y0, frame.x1 - x1, frame.y1 - y1) < 0]  # fmt: skip
+
+
+def bars(ax):
+    """The error bars of a panel by the name of their series: (n, 2, 2) segments."""
+    return {c.get_label(): np.array(c.lines[2][0].get_segments()) for c in ax.containers}
+
+
+def ticks(axis):
+    """What the ticks of an axis say."""
+    return [t.get_text() for t in axis.get_ticklabels()]
 
 
 @pytest.fixture(autouse=True)
@@ -413,23 +489,150 @@ def test_drift_shows_the_change_in_log_probability():
         plots.token_drift(tokens, sequence=9)
 
 
-def test_html_is_escaped():
-    text = plots.html_drift(make_tokens().assign(recipe="<b>bold</b>"))
-    assert "<script>" not in text
-    assert "&lt;script&gt;" in text
-    assert "<b>" not in text
-    assert "😀" in text
-    assert "\u202e" not in text  # would turn the rest of the page round
-    assert text.count("<span") == len(make_tokens())
+def test_pretraining_curve_counts_tokens_and_takes_the_running_median():
+    fig, data = plots.pretraining_curve(make_loss())
+    assert list(data) == ["step", "tokens", "loss", "smooth"]
+    assert data["step"].tolist() == list(range(300))
+    assert data["tokens"].tolist()[:2] == [3000, 6001]
+    inside = data["loss"][148:151].tolist()
+    assert data["smooth"][149] == sorted(inside)[1]  # over 300 / 100 steps
+    raw, smooth, _ = fig.axes[0].lines
+    assert raw.get_xdata()[1] == pytest.approx(0.006001)
+    assert raw.get_alpha() < 1 and smooth.get_alpha() is None
+    (note,) = (t.get_text() for t in fig.axes[0].texts)
+    assert (
+        note
+        == f"{data['smooth'].iloc[-1]:.2f} nats per token after\n0.9 million tokens, 10 minutes"
+    )
+
+
+def test_skills_come_best_first_and_targets_apart():
+    fig, data = plots.skill_bars(make_skills())
+    assert data["task"].tolist() == ["job", "sum", "sort", "total", "rotate"]
+    ax = fig.axes[0]
+    assert ticks(ax.yaxis) == data["task"].tolist()
+    assert (np.diff(ax.get_yticks()) > 1.2).tolist() == [False, False, True, False]
+    drawn = bars(ax)
+    assert {name: len(own) for name, own in drawn.items()} == {
+        "retained, answer at once": 2, "retained, steps written out": 1,
+        "target, answer at once": 1, "target, steps written out": 1}  # fmt: skip
+    # a bar ends where the interval does
+    assert drawn["retained, steps written out"][0, :, 0].tolist() == pytest.approx([0.92, 1.0])
+    line = next(x for x in ax.lines if x.get_label() == "80% right")
+    assert line.get_xdata()[0] == 0.8
+    assert [t.get_text() for t in ax.texts] == ["n = 200"] * 5
+
+
+def test_skills_without_a_role_are_retained():
+    fig, data = plots.skill_bars(make_skills().drop(columns="role"))
+    assert set(data["role"]) == {"retained"}
+    assert np.diff(fig.axes[0].get_yticks()).tolist() == [1] * 4
+
+
+def test_kinds_come_as_in_the_mixture_prose_first_outsiders_last():
+    fig, data = plots.kind_shares(make_shares())
+    left, right = fig.axes
+    assert ticks(left.yaxis) == ["prose", "job", "sum", "rotate\n(not in the mixture)"]
+    assert data["source"].unique().tolist() == ["mixture", "context_free", "contextual"]
+    kinds = data.loc[data["source"] == "contextual", "kind"].tolist()
+    assert kinds == ["prose", "job", "sum", "rotate"]
+    assert len(data) == len(make_shares())
+    for ax in (left, right):  # the declared shares, each a tick on its row
+        at = np.array(ax.collections[0].get_segments())
+        assert at[:, 0] == pytest.approx(np.array([[0.5, -0.42], [0.3, 0.58], [0.2, 1.58]]))
+    names = ["context-free, T = 0.5, n = 130", "context-free, T = 1, n = 100"]
+    assert list(bars(left)) == names
+    assert list(bars(right)) == ["contextual, T = 1, n = 100"]
+    cold, plain = (c.lines[0] for c in left.containers)
+    assert plain.get_markersize() > cold.get_markersize()
+    assert bars(left)[names[1]][0, :, 0].tolist() == pytest.approx([0.45, 0.55])
+    assert left.get_xlim() != right.get_xlim()
+    assert bars(right)["contextual, T = 1, n = 100"][3, :, 0].tolist() == pytest.approx(
+        [0.92, 1.02]
+    )
+
+
+def test_kinds_take_one_source_and_want_a_mixture():
+    shares = make_shares()
+    fig, _ = plots.kind_shares(shares[shares["source"] != "contextual"])
+    assert len(fig.axes) == 1
+    with pytest.raises(UserError, match="shares of the mixture"):
+        plots.kind_shares(shares[shares["source"] != "mixture"])
+    with pytest.raises(UserError, match="source = 'job'"):
+        plots.kind_shares(shares.assign(source="job"))
+
+
+def test_convergence_shows_spread_guide_and_ratio_of_variances():
+    fig, data = plots.kl_convergence(make_curve())
+    left, right = fig.axes
+    assert data["estimator"].unique().tolist() == ["log_ratio", "full_kl"]
+    assert data["guide"].to_numpy() == pytest.approx(data["sd"].to_numpy())
+    assert len(left.collections) - len(left.containers) == 2  # a band each
+    assert (left.get_xscale(), left.get_yscale()) == ("log", "linear")
+    assert (right.get_xscale(), right.get_yscale()) == ("log", "log")
+    line = next(x for x in left.lines if x.get_label() == "reference")
+    assert line.get_ydata()[0] == 2
+    # mean 2 + 0.6 / sqrt(8), +- its interval of 0.6 / sqrt(8)
+    ends = bars(left)["log ratio of texts"][0, :, 1]
+    assert ends.tolist() == pytest.approx([2, 2 + 1.2 / 8**0.5])
+    assert "4 × the full KL's (4 to 4)" in right.texts[0].get_text()
+    assert ticks(left.xaxis) == ["8", "32", "128", "512", "2048", "8192"]
+    _, alone = plots.kl_convergence(make_curve().query("estimator == 'full_kl'"))
+    assert len(alone) == 11
+
+
+def test_bias_has_a_row_a_source_and_a_panel_a_model():
+    fig, data = plots.kl_bias(make_bias(unit="nats per token"))
+    assert [ax.get_title(loc="left") for ax in fig.axes] == [
+        "Plain fine-tuning",
+        "Context-free $NLL",
+    ]
+    rows = ["context-free, T = 0.5", "context-free, T = 1", "contextual, T = 1", "pretraining text",
+            "ordinary text"]  # fmt: skip
+    assert ticks(fig.axes[0].yaxis) == rows
+    assert data["row"].unique().tolist() == rows
+    for ax, reference in zip(fig.axes, (3, 1.5), strict=True):
+        assert ax.get_xlabel() == "estimate (nats per token)"
+        assert next(x for x in ax.lines if x.get_label() == "reference").get_xdata()[0] == reference
+        assert {name: len(own) for name, own in bars(ax).items()} == {
+            "log ratio of texts": 5, "full KL at every token": 5}  # fmt: skip
+    ends = bars(fig.axes[0])["full KL at every token"][1, :, 0]
+    assert ends.tolist() == pytest.approx([2.7, 3.0])
+    assert "512 texts each; each panel has its own scale" in fig.get_suptitle()
+
+
+def test_bias_by_temperature_is_that_of_context_free_samples():
+    fig, data = plots.kl_against_temperature(make_bias())
+    assert data["temperature"].tolist() == [0.5, 0.5, 1, 1] * 2
+    assert data["error"].tolist() == pytest.approx([0.8, -0.4, 0.4, -0.2] * 2)
+    assert data["low"].tolist() == pytest.approx([0.7, -0.5, 0.3, -0.3] * 2)
+    assert len(fig.axes) == 2
+    for ax in fig.axes:
+        assert ticks(ax.xaxis) == ["0.5", "1"]
+        ends = bars(ax)["log ratio of texts"][0, :, 1]
+        assert ends.tolist() == pytest.approx([0.7, 1.0])
+    assert fig.axes[0].get_ylabel() == "estimate − reference\n(nats per sequence)"
+
+
+def test_bias_figures_refuse_what_they_cannot_show():
+    for draw in (plots.kl_bias, plots.kl_against_temperature):
+        with pytest.raises(UserError, match="holds 3 models, the frame has 4"):
+            draw(make_bias("abcd"))
+        with pytest.raises(UserError, match="mixes units"):
+            draw(pd.concat([make_bias("a"), make_bias("b", "nats per token")]))
+        with pytest.raises(UserError, match="estimator = 'k3'"):
+            draw(make_bias().assign(estimator="k3"))
 
 
 @pytest.mark.parametrize("draw", [
     lambda f: plots.samples_text(f), lambda f: plots.training_curves(f),
     lambda f: plots.frontier(f), lambda f: plots.token_drift(f), lambda f: plots.learning_rate(f),
+    plots.pretraining_curve, plots.skill_bars, plots.kind_shares, plots.kl_convergence, plots.kl_bias,
+    plots.kl_against_temperature,
 ])  # fmt: skip
 def test_an_empty_frame_is_said_to_be_empty(draw):
     columns = [*forgetting.RUN, *forgetting.CELL, "step", "target_loss", "replay_loss", "sequence",
-               "base", "tuned", "low", "high"]  # fmt: skip
+               "base", "tuned", "low", "high", "source"]  # fmt: skip
     with pytest.raises(UserError, match="nothing to draw"):
         draw(pd.DataFrame(columns=columns))
 

@@ -3,11 +3,14 @@
     fig, data = plots.frontier(drops); plots.save(fig, "frontier", data, folder)
 
 A figure and the CSV beside it can never disagree, since the function draws from the frame that it
-returns. `style` holds what figures share; `samples`, `training`, `retained` and `drift` draw.
+returns. `style` holds what figures share; `base`, `samples`, `training`, `retained`, `drift` and
+`estimates` draw.
 Trade-off: statistics are not computed here but in `forgetting`, whose frames these functions want.
 """
 
-from cfutils.plots.drift import html_drift, token_drift
+from cfutils.plots.base import kind_shares, pretraining_curve, skill_bars
+from cfutils.plots.drift import token_drift
+from cfutils.plots.estimates import kl_against_temperature, kl_bias, kl_convergence
 from cfutils.plots.retained import ablation, drop_heatmap, frontier, kl_against_drop, recipe_bars
 from cfutils.plots.samples import samples_diagnostics, samples_text
 from cfutils.plots.style import (  # the function hides the module of its name
@@ -32,15 +35,20 @@ __all__ = [
     "colour",
     "drop_heatmap",
     "frontier",
-    "html_drift",
+    "kind_shares",
     "kl_against_drop",
+    "kl_against_temperature",
+    "kl_bias",
+    "kl_convergence",
     "label",
     "learning_rate",
+    "pretraining_curve",
     "recipe_bars",
     "row_labels",
     "samples_diagnostics",
     "samples_text",
     "save",
+    "skill_bars",
     "style",
     "token_drift",
     "training_curves",

@@ -1,11 +1,7 @@
-"""Where a tuned model left the base, token by token: a page of coloured text, or HTML.
-
-The page is for files and repeats to the byte; the HTML is for JupyterLab and tells numbers.
-"""
+"""Where a tuned model left the base, token by token: a page of coloured text."""
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterable
 from typing import Any
 
@@ -13,7 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize, to_hex
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from cfutils.errors import bad
@@ -115,21 +111,3 @@ def _lay(tokens: Iterable[str], width: int) -> tuple[list[tuple[int, int, int, s
             if part.endswith("\n"):
                 line, column = line + 1, 0
     return found, line + bool(column)
-
-
-def html_drift(
-    tokens: pd.DataFrame, *, value: str = "kl", sequence: Any = None, length: int | None = None
-) -> str:
-    """The same as HTML for JupyterLab: a span a token, its number on hovering; all text escaped."""
-    data, scale = _drift(tokens, value, sequence, length)
-    blocks = [f"<p>{html.escape(_DRIFT[value])}; point at a token to see its number</p>"]
-    for recipe, own in data.groupby("recipe", sort=False):
-        spans = []
-        for token, number in zip(own["token"], own["value"], strict=True):
-            fill = scale.to_rgba(number)
-            look = f"background:{to_hex(fill)};color:{_ink(fill)}"
-            text = html.escape(visible(token, boxes=False))
-            spans.append(f'<span style="{look}" title="{number:+.3f}">{text}</span>')
-        passage = f'<pre style="white-space:pre-wrap">{"".join(spans)}</pre>'
-        blocks.append(f"<h4>{html.escape(label(recipe))}</h4>{passage}")
-    return "\n".join(blocks)

@@ -184,10 +184,14 @@ def tick_values(ax: Axes, values: pd.Series) -> None:
 
 def dots(ax: Axes, recipe: str, x: Any, y: Any, *, line: str = "none", **more: Any) -> None:
     """Draw points of a recipe with their intervals."""
-    ax.errorbar(
-        x, y, color=colour(recipe), marker=MARKERS.get(recipe, "o"), linestyle=line, markersize=7,
-        markeredgecolor="white", markeredgewidth=0.7, elinewidth=1.3, capsize=2.5, **more,
-    )  # fmt: skip
+    points(ax, x, y, color=colour(recipe), marker=MARKERS.get(recipe, "o"), linestyle=line, **more)
+
+
+def points(ax: Axes, x: Any, y: Any, **look: Any) -> None:
+    """Draw points with their intervals, in the look of all figures but for what is given."""
+    usual = {"linestyle": "none", "markersize": 7, "markeredgecolor": "white",
+             "markeredgewidth": 0.7, "elinewidth": 1.3, "capsize": 2.5}  # fmt: skip
+    ax.errorbar(x, y, **{**usual, **look})
 
 
 def legend(fig: Figure, axes: Sequence[Axes], *, columns: int = 4) -> None:
@@ -208,7 +212,7 @@ def _glyphs() -> frozenset[int]:
     return frozenset(font.get_charmap())
 
 
-def visible(text: str, *, boxes: bool = True) -> str:
+def visible(text: str) -> str:
     """Make text fit to show: line ends and tabs as signs, controls as escapes, odd glyphs as boxes.
 
     Controls include those of writing direction, which would turn round what follows.
@@ -221,7 +225,7 @@ def visible(text: str, *, boxes: bool = True) -> str:
             found.append("→   ")
         elif unicodedata.category(sign) in ("Cc", "Cf", "Cs", "Zl", "Zp"):
             found.append(f"\\x{ord(sign):02x}")
-        elif boxes and (ord(sign) not in _glyphs() or unicodedata.combining(sign)):
+        elif ord(sign) not in _glyphs() or unicodedata.combining(sign):
             found.append("□")
         else:
             found.append(sign)

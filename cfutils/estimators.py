@@ -1,0 +1,116 @@
+"""How well samples estimate KL(base || tuned): bias, variance and cost of two estimators.
+
+From x drawn from the base, with r = log p_0(x) - log p(x) of the whole sequence (what sampled NLL sees)
+and k = sum_t KL(p_0(. | x_<t) || p(. | x_<t)) over the vocabulary at each of its prefixes. E[r] = E[k] =
+KL(p_0 || p) by the chain rule, and k is the mean of r's terms given their prefixes (Rao-Blackwell): the
+same mean, less variance. Frames are `Lab.estimates`'; units are nats a sequence, or a token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from cfutils import resampling
+
+ESTIMATORS = {"log_ratio": "log_ratio", "full_kl": "kl"}
+"""Name of each estimator, and the column of its value on one sequence."""
+
+
+def halves(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Split one recipe's context-free sequences at T = 1: those to estimate with, and the reference."""
+    own = frame[(frame["source"] == "context_free") & (frame["temperature"] == 1)]
+    own = own.sort_values("index", ignore_index=True)
+    n = len(own) // 2
+    return own.iloc[:n], own.iloc[n:]
+
+
+def convergence(
+    frame: pd.DataFrame, sizes: Sequence[int], *, draws: int = 1000, level: float = 0.95, seed: int = 0
+) -> pd.DataFrame:
+    """What n samples tell of the KL, for each n of `sizes` and each estimator, in nats a sequence.
+
+    The n-sample estimates are `draws` resamples of n sequences out of the first half; `reference` is the
+    mean of full_kl over the other half. Columns: estimator, n, mean, sd, low, high (percentiles of the
+    n-sample estimate), bias (mean of the whole first half minus reference: the mean of a mean does not
+    depend on n), bias_low, bias_high, reference, reference_stderr.
+    """
+    ours, rest = halves(frame)
+    reference = rest["kl"].mean()
+    reference_se = rest["kl"].sem()
+    z = resampling.normal_quantile(level)
+    rows = []
+    for name, column in ESTIMATORS.items():
+        values = ours[column].to_numpy(float)
+        bias = values.mean() - reference
+        spread = z * np.hypot(values.std(ddof=1) / np.sqrt(len(values)), reference_se)
+        rng = np.random.default_rng([seed, len(values)])
+        for n in sizes:
+            means = np.array([rng.choice(values, n).mean() for _ in range(draws)])
+            low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+            rows.append(
+                {"estimator": name, "n": n, "mean": means.mean(), "sd": means.std(ddof=1), "low": low,
+                 "high": high, "bias": bias, "bias_low": bias - spread, "bias_high": bias + spread,
+                 "reference": reference, "reference_stderr": reference_se}
+            )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def bias(frame: pd.DataFrame, *, level: float = 0.95) -> pd.DataFrame:
+    """Estimate of each (recipe, source, temperature, estimator) beside the reference, in nats a token.
+
+    A token's mean is a ratio of sums over sequences, its interval that of a ratio over independent
+    sequences. The reference is full_kl on the second half of the context-free samples at T = 1; the row
+    of that source is its first half. Columns: recipe, source, temperature, estimator, n, estimate, low,
+    high, bias, bias_low, bias_high (the reference's own error counted), reference, unit.
+    """
+    z, rows = resampling.normal_quantile(level), []
+    for recipe, own in frame.groupby("recipe", sort=False):
+        ours, rest = halves(own)
+        reference, reference_se = _per_token(rest, "kl")
+        others = own[(own["source"] != "context_free") | (own["temperature"] != 1)]
+        parts = [ours] + [
+            part for _, part in others.groupby(["source", "temperature"], sort=False, dropna=False)
+        ]
+        for part in parts:
+            for name, column in ESTIMATORS.items():
+                value, stderr = _per_token(part, column)
+                off, half = value - reference, z * np.hypot(stderr, reference_se)
+                rows.append(
+                    {"recipe": recipe, "source": part["source"].iloc[0],
+                     "temperature": part["temperature"].iloc[0], "estimator": name, "n": len(part),
+                     "estimate": value, "low": value - z * stderr, "high": value + z * stderr,
+                     "bias": off, "bias_low": off - half, "bias_high": off + half,
+                     "reference": reference, "unit": "nats a token"}
+                )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _per_token(part: pd.DataFrame, column: str) -> tuple[float, float]:
+    """Mean of a column per token, and its standard error over sequences."""
+    tokens = part["tokens"].to_numpy(float)
+    values = part[column].to_numpy(float) / tokens
+    mean, stderr = resampling.weighted_mean(values[:, None], tokens)
+    return float(mean[0]), float(stderr[0])
+
+
+def cost(frame: pd.DataFrame) -> pd.DataFrame:
+    """What each estimator costs and gives: one row a recipe and estimator.
+
+    variance: of one sequence's value; seconds: of the forward passes for 1,000 sequences (both models;
+    drawing them not counted); efficiency: 1 / (variance x seconds), that of log_ratio being 1.
+    """
+    rows = []
+    for recipe, own in frame.groupby("recipe", sort=False):
+        ours, _ = halves(own)
+        for name, column in ESTIMATORS.items():
+            rows.append(
+                {"recipe": recipe, "estimator": name, "variance": ours[column].var(ddof=1),
+                 "seconds": ours[f"seconds_{column}"].iloc[0]}
+            )  # fmt: skip
+    out = pd.DataFrame(rows)
+    price = out["variance"] * out["seconds"]
+    first = price.groupby(out["recipe"]).transform("first")
+    return out.assign(efficiency=first / price)
