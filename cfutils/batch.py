@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 
 from cfutils import assets, fresh, paths, profiles
 from cfutils import notebook as sources
-from cfutils.errors import UserError
+from cfutils.errors import UserError, bad
 from cfutils.notebook import Notebook
 from cfutils.steps import Steps
 from cfutils.store import Store
@@ -84,22 +84,34 @@ class Job(NamedTuple):
 
 
 def prepare(profile: str, names: Iterable[str], given: Iterable[str]) -> list[Job]:
-    """Check everything that was asked for; raises `UserError` for anything that cannot run."""
+    """Check everything that was asked for; raises `UserError` for anything that cannot run.
+
+    A notebook about one base is left out of a whole run of another, and refused if it was named.
+    """
+    names = tuple(names)
     profiles.load(
         profile
     )  # first, so that a misspelt profile is named and not what follows from it
     chosen = sources.select(names)
     arguments = sources.arguments(chosen, given)
     known = {f.name for f in dataclasses.fields(profiles.Profile)}
-    jobs = []
+    jobs, lost = [], set()
     for notebook in chosen:
         values = arguments[notebook.number]
         stated = {name: p.default for name, p in notebook.parameters.items()} | values
         loaded = profiles.load(
             profile, **{k: v for k, v in stated.items() if k in known and v is not None}
         )
+        if notebook.base and loaded.base != notebook.base:
+            if names:
+                raise bad("notebook", notebook.name, f"a profile with base {notebook.base}",
+                          f"it is about no other, and {profile} has {loaded.base}")  # fmt: skip
+            lost |= values.keys()
+            continue
         parameters = {"profile": profile} if "profile" in notebook.parameters else {}
         jobs.append(Job(notebook, parameters | values, loaded))
+    for name in sorted(lost - {name for job in jobs for name in job.parameters}):
+        raise UserError(f"-p {name}: no notebook that {profile} runs takes it: it is about another base")
     return jobs
 
 

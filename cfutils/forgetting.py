@@ -52,36 +52,6 @@ def by_recipe(frame: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def drop(scores: pd.DataFrame, items: pd.DataFrame | None = None) -> pd.DataFrame:
-    """Forgetting of every tuned score against the base's score of the same task and metric.
-
-    drop = base - tuned, or tuned - base for metrics in `LOWER_IS_BETTER`. stderr is that of the
-    paired differences (`paired_drop`) where `items` has them; else sqrt(se_base^2 + se_tuned^2),
-    which takes the two for independent and is too wide. Column `paired` tells which.
-
-    Returns the score columns with `base`, `tuned`, `drop`, `stderr`, `paired` in place of `value`.
-    Raises `UserError` if a tuned score has no base score.
-    """
-    _need(scores, [*RUN, *CELL, "value", "stderr"], "scores")
-    keys = [c for c in ("profile", *CELL) if c in scores]
-    is_base = scores["recipe"] == "base"
-    base = scores.loc[is_base, [*keys, "value", "stderr"]].drop_duplicates(keys)
-    base = base.rename(columns={"value": "base", "stderr": "base_stderr"})
-    out = scores[~is_base].merge(base, on=keys, how="left", validate="many_to_one")
-    if len(lost := out[out["base"].isna()]):
-        raise UserError(f"no base score for {' / '.join(map(str, lost[keys].iloc[0]))}")
-    out = out.rename(columns={"value": "tuned"})
-    out["drop"] = out["metric"].map(_sign) * (out["base"] - out["tuned"])
-    out["stderr"] = np.hypot(out.pop("base_stderr"), out["stderr"])
-    out["paired"] = False
-    if items is not None:
-        known = paired_drop(items, n_boot=0).set_index(["run", *CELL])["stderr"]
-        found = known.reindex(pd.MultiIndex.from_frame(out[["run", *CELL]])).to_numpy()
-        out["paired"] = ~np.isnan(found)
-        out["stderr"] = np.where(out["paired"], found, out["stderr"])
-    return by_recipe(out)
-
-
 def paired_drop(
     items: pd.DataFrame, *, n_boot: int = 2000, level: float = 0.95, seed: int = 0
 ) -> pd.DataFrame:
@@ -172,6 +142,29 @@ def pooled(
     )
     over = {"stderr": stderr, "low": out["drop"] - half, "high": out["drop"] + half}
     return out.assign(**{name: value.where(many, out[name]) for name, value in over.items()})
+
+
+def against(items: pd.DataFrame, recipe: str) -> pd.DataFrame:
+    """Every other recipe against one, item by item and seed by seed: `pooled` with it as the base.
+
+    drop = sign * (recipe - other), so above 0 the other is the worse one. What both share, hard items
+    or an order of the data, cancels. Seeds that only one of them has are left out.
+
+    Returns the columns of `pooled`; tuned is other - recipe, base is 0. Raises `UserError` if `recipe`
+    does not have just one run a seed, or stands alone.
+    """
+    pair = ["seed", *CELL, "item"]
+    own = items.loc[items["recipe"] == recipe, [*pair, "value"]]
+    if own.empty or own.duplicated(pair).any():
+        found = "no run" if own.empty else "two runs of one seed"
+        raise UserError(f"items hold {found} of {recipe}: give one run a seed to compare with")
+    gaps = items[~items["recipe"].isin(["base", recipe])].merge(own, on=pair, suffixes=("", "_own"))
+    if gaps.empty:
+        raise UserError(f"items hold no other recipe to compare with {recipe}")
+    gaps = gaps.assign(value=gaps["value"] - gaps["value_own"])
+    level = gaps.drop_duplicates(pair[1:]).assign(recipe="base", run=recipe, seed=-1, value=0.0)
+    level[SETTINGS] = np.nan
+    return pooled(pd.concat([level, gaps], ignore_index=True))
 
 
 def score_interval(drops: pd.DataFrame) -> pd.DataFrame:
@@ -299,13 +292,13 @@ def table(
     """One row a recipe and settings, the base first: what notebook and README print.
 
     From a frame of `pooled`. Columns: recipe, `SETTINGS`, n_seeds, target_nll (nats per token),
-    target_bpb, then for each metric M of the mean over retained tasks: M, M_drop, M_low, M_high,
-    M_verdict; then kl, kl_stderr (nats per token, on `probe`).
+    target_bpb, target_exact_match (where it is scored), then for each metric M of the mean over retained
+    tasks: M, M_drop, M_low, M_high, M_verdict; then kl, kl_stderr (nats per token, on `probe`).
     """
     keys = ["recipe", *SETTINGS]
     out = drops[[*keys, "n_seeds"]].drop_duplicates(keys)
     start = pd.DataFrame({"recipe": ["base"], "n_seeds": [0]})
-    cells = [("target", None, m, f"target_{m}") for m in ("nll", "bpb")]
+    cells = [("target", None, m, f"target_{m}") for m in ("nll", "bpb", "exact_match")]
     cells += [("retained", "mean", m, m) for m in metrics] + [("probe", probe, "kl", "kl")]
     for group, task, metric, name in cells:
         part = drops[(drops["group"] == group) & (drops["metric"] == metric)]

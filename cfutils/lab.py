@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from cfutils import forgetting, paths, recipes, sampling
+from cfutils import forgetting, models, paths, pretraining, recipes, sampling, shares
 from cfutils.profiles import Profile, load
 from cfutils.recipes import Plan
 from cfutils.steps import Steps, groups
@@ -154,6 +154,11 @@ class Lab:
             for step in steps:  # all samples first: one engine serves them
                 if step.kind == "samples":
                     self.ensure(step)
+            tops = [
+                [self.steps.scores(plan, group) for group in groups(name)]
+                for plan in (None, *plans)
+            ]
+            self._share_out(name, tops)
             for plan in (None, *plans):
                 run = self.steps.run(plan).key if plan else self.steps.base.key
                 settings = plan.settings() if plan else BASE
@@ -166,6 +171,55 @@ class Lab:
         return Study(
             self, plans, pd.concat(scores, ignore_index=True), pd.concat(items, ignore_index=True)
         )
+
+    def shares(self) -> pd.DataFrame:
+        """Return the share of each kind of document: declared, and among samples (`shares.table`).
+
+        Only for the tiny base, whose mixture is known.
+        """
+        with self._building():
+            self._share_out("shares", [[step] for step in self.steps.shares()])
+            frames = []
+            for step in self.steps.shares():
+                source = "contextual" if step.params["source"] == "contextual" else "context_free"
+                frames.append(sampling.read(self.ensure(step)).assign(source=source))
+            tokenizer = models.load_tokenizer(models.folder(self.ensure(self.steps.base)))
+        for frame in frames:
+            whole = [
+                [*p[1:], *t] for p, t in zip(frame["prompt_ids"], frame["token_ids"], strict=True)
+            ]
+            frame["text"] = tokenizer.batch_decode(whole, skip_special_tokens=True)
+        return shares.table(pd.concat(frames, ignore_index=True))
+
+    def estimates(self) -> pd.DataFrame:
+        """Return log-ratio and KL of every sequence that notebook 06 estimates the KL with.
+
+        Columns: recipe, source, temperature, index, tokens, log_ratio, kl (nats a sequence), and the
+        seconds that each took for 1,000 sequences (seconds_log_ratio, seconds_kl).
+        """
+        frames = []
+        with self._building():
+            rows = self.steps.estimates()
+            for *_, step in rows:  # all samples first: one engine serves them
+                if "samples" in step.needs:
+                    self.ensure(step.needs["samples"])
+            self._share_out("estimates", [[step] for *_, step in rows])
+            for plan, source, temperature, step in rows:
+                artifact = self.ensure(step)
+                frame = pd.read_parquet(artifact.path / "estimate.parquet").reset_index()
+                name = "context_free" if source == "estimate" else source
+                notes = artifact.notes
+                cost = {
+                    f"seconds_{k}": 1000 * v / notes["timed"] for k, v in notes["seconds"].items()
+                }
+                frames.append(
+                    frame.assign(recipe=plan.recipe, source=name, temperature=temperature, **cost)
+                )
+        return pd.concat(frames, ignore_index=True).astype({"temperature": float})
+
+    def pretrain(self) -> pretraining.Made:
+        """Pretrain the tiny base again, from nothing; takes most of an hour, and is kept."""
+        return pretraining.made(self.ensure(self.steps.pretrain()))
 
     def heldout(self) -> pd.DataFrame:
         """Return the target items that are scored and never trained on: id, prompt, response."""
@@ -182,6 +236,18 @@ class Lab:
         from cfutils import plots
 
         plots.save(fig, name, data, paths.figures(self.name))
+
+    def _share_out(self, study: str, units: list[list[Step]]) -> None:
+        """Let several processes build what is missing, where the profile has several."""
+        missing = [
+            keys for unit in units if (keys := [s.key for s in unit if not self.store.find(s)])
+        ]
+        if self.profile.workers > 1 and missing:
+            from cfutils import crew
+
+            if "workshop" in vars(self.steps):
+                self.steps.workshop.rest()
+            crew.build(self.profile, study, missing)
 
     @contextlib.contextmanager
     def _building(self) -> Iterator[None]:

@@ -78,6 +78,8 @@ class Notebook:
     """Sets of runs it compares (`recipes.STUDIES`)."""
     takes: str = ""
     makes: str = ""
+    base: str = ""
+    """The only base that it is about, if it is about one; a run of others leaves it out."""
 
     @classmethod
     def read(cls, path: Path) -> Notebook:
@@ -101,11 +103,11 @@ class Notebook:
         return cls(path.stem[:2], path.stem, path, parameters, **facts)
 
 
-_TEXTS, _LISTS = ("title", "takes", "makes"), ("needs", "figures", "studies")
+_TEXTS, _LISTS = ("title", "takes", "makes", "base"), ("needs", "figures", "studies")
 
 
 def _facts(stated: Any) -> dict[str, Any]:
-    """Check metadata["cfutils"]: title, takes and makes are texts, the rest are lists of texts."""
+    """Check metadata["cfutils"]: title, takes, makes, base are texts, the rest are lists of texts."""
     if not isinstance(stated, dict) or not stated.get("title"):
         raise UserError('metadata["cfutils"] must be a table with a "title"')
     facts: dict[str, Any] = {}

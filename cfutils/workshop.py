@@ -13,10 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cfutils import engines, models, replay, sampling, score, tasks, tune
+from cfutils import engines, models, pretraining, replay, sampling, score, tasks, tune
 from cfutils.profiles import Profile
 from cfutils.recipes import Plan, get
 from cfutils.replay import Sequence
+from cfutils.splits import is_heldout
 from cfutils.store import Artifact
 from cfutils.tasks import Example
 
@@ -79,8 +80,21 @@ class Workshop:
             pool = replay.from_samples(sampling.read(needs["samples"]))
         elif get(plan.recipe).replay == "text":
             pool = self._texts("wikipedia", heldout=False, n=self.profile.n_samples)
+        elif get(plan.recipe).replay == "pretraining":
+            pool = self._documents(self.profile.n_samples)
         notes = tune.tune(work, self.base_folder, target, pool, profile=self.profile, plan=plan)
         return {**notes, "too_long": self._split[2], "base": needs["base"].notes["about"]}
+
+    def estimate(self, work: Path, needs: Needs, *, source: str, n: int) -> dict[str, Any]:
+        """Measure log-ratio and KL of each sequence of a source: its samples, or n texts."""
+        if source == "text":
+            sequences = self._texts("wikipedia", heldout=True, n=n)
+        elif source == "pretraining":
+            sequences = self._documents(n)
+        else:
+            sequences = replay.from_samples(sampling.read(needs["samples"]))
+        base, model = self._load(self.base_folder), self._load(models.folder(needs["model"]))
+        return score.estimate(work, base, model, sequences, size=self.profile.score_batch)
 
     def average(self, work: Path, needs: Needs, *, plan: Plan) -> dict[str, Any]:
         """Average the weights of the base and a tuned model."""
@@ -160,8 +174,17 @@ class Workshop:
             for e in (train[i % len(train)] for i in range(n))
         ]
 
+    def _documents(self, n: int) -> list[Sequence]:
+        """The first documents of the base's own pretraining."""
+        found = pretraining.documents(n, seed=pretraining.Pretraining().seed)
+        texts = [one.text for one in found]
+        return replay.from_text(
+            self.tokenizer, texts, start=self.start, max_tokens=self.profile.max_tokens,
+            end=self.tokenizer.eos_token_id,
+        )  # fmt: skip
+
     def _texts(self, kind: str, *, heldout: bool, n: int) -> list[Sequence]:
-        texts = [t for t in tasks.prose(kind) if tasks.is_heldout(t) == heldout][:n]
+        texts = [t for t in tasks.prose(kind) if is_heldout(t) == heldout][:n]
         return replay.from_text(
             self.tokenizer, texts, start=self.start, max_tokens=self.profile.max_tokens
         )

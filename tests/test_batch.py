@@ -92,7 +92,7 @@ def test_reads_what_a_notebook_states(two):
     assert (first.number, first.name, first.title) == ("01", "01_one", "One")
     assert second.parameters["n_train"] == notebook.Parameter("n_train", "int", 8, "'a # b'")
     assert third.needs == ("01",) and third.figures == ("curve",) and third.studies == ("ratio",)
-    assert third.makes == "it" and third.takes == ""
+    assert third.makes == "it" and third.takes == third.base == ""
 
 
 @pytest.mark.parametrize(
@@ -110,6 +110,7 @@ def test_reads_what_a_notebook_states(two):
         ({"title": ""}, '"title"'),
         ({"needs": "01"}, "lists of texts"),
         ({"colour": "red"}, "colour"),
+        ({"base": ["shipped:tiny"]}, "base"),
         ({"needs": ["09"]}, "needs 09"),
     ],
 )
@@ -224,6 +225,36 @@ def test_bad_input_is_refused_before_anything_runs(two, profile, names, given, s
     with pytest.raises(UserError, match=said):
         batch.run(profile, names, given)
     assert not (two / "data").exists()
+
+
+@pytest.fixture
+def own(two):
+    """A third notebook, about one base alone, and a profile with that base."""
+    write(two, "00_base", parameters=PARAMETERS + "pretrain: bool = False\n", base="shipped:tiny")
+    text = PROFILE.replace("nowhere/none", "shipped:tiny")
+    (two / "profiles" / "shipped.yaml").write_text(text)
+    return two
+
+
+def test_a_notebook_about_one_base_is_left_out_of_a_run_of_another(own):
+    assert notebook.notebooks()[0].base == "shipped:tiny"
+    assert [job.notebook.number for job in batch.prepare("tiny", [], [])] == ["01", "02"]
+    assert [job.notebook.number for job in batch.prepare("shipped", [], [])] == ["00", "01", "02"]
+
+
+def test_a_notebook_about_one_base_is_refused_by_name_for_another(own):
+    said = r"notebook = '00_base' .*a profile with base shipped:tiny.*tiny has nowhere/none"
+    for names in (["00"], ["01", "00_base"], iter(["00"])):
+        with pytest.raises(UserError, match=said):
+            batch.prepare("tiny", names, [])
+    assert [job.notebook.number for job in batch.prepare("shipped", ["00"], [])] == ["00"]
+
+
+def test_a_parameter_of_the_notebook_left_out_is_refused(own):
+    """It would be taken by nothing that runs."""
+    assert batch.prepare("shipped", [], ["pretrain=true"])[0].parameters["pretrain"] is True
+    with pytest.raises(UserError, match="pretrain"):
+        batch.prepare("tiny", [], ["pretrain=true"])
 
 
 # --- plan ----------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Command line: exit codes, one-line errors, lists without heavy imports, cleaning."""
 
+import shutil
 import subprocess
 import sys
 import types
@@ -31,6 +32,13 @@ def root(tmp_path, monkeypatch):
     monkeypatch.setenv("CFUTILS_ROOT", str(tmp_path))
     monkeypatch.delenv("CFUTILS_RUNS", raising=False)
     return tmp_path
+
+
+@pytest.fixture
+def world(root):
+    """Put the skills' material into the project."""
+    (root / "data" / "tiny").mkdir(parents=True)
+    shutil.copy(HERE / "data" / "tiny" / "world.yaml", root / "data" / "tiny")
 
 
 @pytest.fixture
@@ -85,7 +93,7 @@ def test_run_passes_everything_on_and_returns_its_code(monkeypatch):
     asked = []
     monkeypatch.setattr(batch, "run", lambda *a, **k: asked.append((a, k)) or 1)
     assert cli.main(["run", "-n", "1", "2", "-n", "03", "-p", "a=1", "b=[1, 2]", "--force"]) == 1
-    assert asked == [(("smollm2", ["1", "2", "03"], ["a=1", "b=[1, 2]"]), {"force": True})]
+    assert asked == [(("tiny", ["1", "2", "03"], ["a=1", "b=[1, 2]"]), {"force": True})]
 
 
 def test_an_interrupt_is_exit_130(monkeypatch, capsys):
@@ -106,16 +114,18 @@ def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch):
         cli.main(["run"])
 
 
-def test_lists(root, capsys):
+def test_lists(root, world, capsys):
     assert cli.main(["list"]) == 0
     said = capsys.readouterr().out
     for text in ("a tiny one", "01_first", "takes nothing", "share of replay", "cf_kl", "gsm8k"):
         assert text in said
+    rows = [line.split()[:2] for line in said.splitlines() if line.startswith("  ")]
+    assert ["rotate", "target"] in rows and ["chain", "retained"] in rows
     assert cli.main(["list", "profiles"]) == 0
     assert capsys.readouterr().out == "Profiles\n  tiny  a tiny one\n"
 
 
-def test_help_and_lists_import_nothing_heavy(root):
+def test_help_and_lists_import_nothing_heavy(root, world):
     code = (
         "import sys\nfrom cfutils.__main__ import main\nmain(['list'])\n"
         "print([m for m in ('torch', 'papermill', 'transformers', 'pandas') if m in sys.modules])"

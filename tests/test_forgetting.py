@@ -166,21 +166,6 @@ def scored(run, recipe, seed, value, stderr, metric="acc"):
             "metric": metric, "value": value, "stderr": stderr, "n": 4}  # fmt: skip
 
 
-def test_drop_of_scores_with_and_without_items(acc):
-    scores = pd.DataFrame([scored("b", "base", -1, 0.75, 0.3), scored("t", "ft", 0, 0.25, 0.4)])
-    row = one(forgetting.drop(scores))
-    assert row["drop"] == 0.5
-    assert row["stderr"] == pytest.approx(0.5)  # sqrt(0.3^2 + 0.4^2)
-    assert not row["paired"]
-    row = one(forgetting.drop(scores, acc))
-    assert row["paired"]
-    assert row["stderr"] == pytest.approx(math.sqrt(1 / 12))
-    lower = scores.assign(metric="bpb_gold")
-    assert one(forgetting.drop(lower))["drop"] == -0.5
-    with pytest.raises(UserError, match="no base score for p / retained / arc / acc"):
-        forgetting.drop(scores[scores["recipe"] == "ft"])
-
-
 def test_over_seeds():
     frame = pd.DataFrame([scored("x", "ft", s, v, 0.1) for s, v in enumerate([1.0, 2.0, 3.0])])
     frame = pd.concat([frame, pd.DataFrame([scored("y", "cfs", 0, 5.0, 0.1)])])
@@ -225,6 +210,44 @@ def test_a_seed_that_diverged_is_not_left_out(acc):
     row = one(forgetting.pooled(pd.concat([acc, bad])), task="arc")
     assert np.isnan(row["drop"])
     assert forgetting.verdict(row["low"], row["high"]) == "no interval"
+
+
+def test_against_compares_with_a_recipe_item_by_item(acc):
+    tuned = acc.assign(lr=1.0)
+    items = pd.concat(
+        [
+            rows("b", "base", -1, "retained", "arc", "acc", [0, 0, 0, 0]),  # has no say
+            tuned.assign(run="c", recipe="cfs")[acc["run"] == "b"].assign(seed=0),
+            tuned[acc["run"] == "t"],
+            rows("c", "cfs", 0, "target", "gsm8k", "nll", [1, 2], [1, 3], lr=1.0),
+            rows("t", "ft", 0, "target", "gsm8k", "nll", [2, 2], [1, 3], lr=1.0),
+        ]
+    )
+    out = forgetting.against(items, "cfs")
+    row = one(out, task="arc")
+    # cfs 1 1 1 0 and ft 0 1 0 0: the numbers, and the bootstrap, of `acc` with cfs as the base
+    assert (row["recipe"], row["base"], row["tuned"], row["drop"]) == ("ft", 0, -0.5, 0.5)
+    assert row["stderr"] == pytest.approx(math.sqrt(1 / 12))
+    same = one(forgetting.paired_drop(acc), task="arc")
+    assert (row["low"], row["high"]) == (same["low"], same["high"])
+    # lower is better, so ft is worse by 1 on the first item of weight 1, of 4 in all
+    assert one(out, task="gsm8k")["drop"] == 0.25
+
+    again = [items[items["recipe"] == r].assign(seed=1, run=f"{r}1") for r in ("cfs", "ft")]
+    again[1]["value"] = again[0]["value"].to_numpy()  # in the second seed the two are equal
+    row = one(forgetting.against(pd.concat([items, *again]), "cfs"), task="arc")
+    # differences by seed 0.5 and 0: mean 0.25, sd 0.353553
+    assert (row["drop"], row["n_seeds"]) == (0.25, 2)
+    assert row["sd_seeds"] == pytest.approx(0.3535534)
+
+
+def test_against_wants_one_run_a_seed_and_somebody_to_compare(acc):
+    with pytest.raises(UserError, match="no run of cfs"):
+        forgetting.against(acc, "cfs")
+    with pytest.raises(UserError, match="no other recipe to compare with ft"):
+        forgetting.against(acc, "ft")
+    with pytest.raises(UserError, match="two runs of one seed of ft"):
+        forgetting.against(pd.concat([acc, acc.assign(run=acc["run"] + "2")]), "ft")
 
 
 def test_score_interval_lies_around_the_tuned_score():

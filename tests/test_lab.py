@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from cfutils import lab as labs
-from cfutils import recipes, tasks
+from cfutils import profiles, recipes, shares, skills, tasks
 from cfutils.errors import UserError
 from cfutils.lab import Lab
+from cfutils.splits import is_heldout
 from cfutils.steps import Steps
 from cfutils.store import Store
 
@@ -108,7 +109,7 @@ def test_scores_are_tidy(study, tiny_profile):
         ("target", "sums"): ["nll", "bpb"],
         ("retained", "tiny_choices"): ["acc", "acc_norm", "margin", "bpb_gold"],
         **{
-            ("probe", t): ["nll", "kl"]
+            ("probe", t): ["nll", "kl", "bpb"]
             for t in ("context_free", "prose", "stories", "target_inputs")
         },
     }
@@ -198,7 +199,7 @@ def test_a_second_call_builds_nothing_and_loads_no_model(study, first_events, ev
 def test_held_out_items_are_never_trained_on(study, tiny_profile):
     heldout = study.lab.heldout()
     assert list(heldout) == ["id", "prompt", "response"] and len(heldout) == 4
-    assert all(map(tasks.is_heldout, heldout["prompt"]))
+    assert all(map(is_heldout, heldout["prompt"]))
     scored = study.items.query("group == 'target'")["item"].unique()
     assert set(scored) == set(heldout["id"])
 
@@ -293,6 +294,191 @@ class TestChanges:
         built = Counter(e["kind"] for e in events() if e["event"] == "built")
         assert built == {"samples": 1, "run": 1, "scores": 3}
         assert set(study.scores["temperature"].dropna()) == {0.7}
+
+
+# ---- estimates and shares
+
+
+@pytest.fixture(scope="module")
+def estimates(study, first_events, tiny_profile):
+    """Of two recipes, one of which the study above has tuned; at three temperatures."""
+    return Lab(tiny_profile, estimated=["ft", "cfs"], n_estimate=8, temperatures=[0.7, 1.0])
+
+
+def test_estimates_are_planned_source_by_source(estimates, tiny_profile):
+    """Twice n at T = 1 (half is the reference), fewer elsewhere; runs are those of the study."""
+    found = estimates.steps.estimates()
+    assert [(plan.recipe, source, t) for plan, source, t, _ in found] == [
+        (recipe, source, t)
+        for recipe in ("ft", "cfs")
+        for source, t in [("estimate", 1), ("estimate", 0.7), ("contextual", None), ("text", None)]
+    ]
+    sizes = [step.needs["samples"].params["n"] for *_, step in found if "samples" in step.needs]
+    assert sizes == [16, 2, 10] * 2
+    for plan, _, _, step in found:
+        assert estimates.store.find(step.needs["model"]), plan
+    kinds = Counter(s.kind for s in estimates.steps.study("estimates"))
+    # samples: at both temperatures, contextual, and those that cfs replays
+    assert kinds == {"base": 1, "samples": 4, "run": 2, "estimate": 8}
+
+
+def test_estimates_are_one_row_a_sequence(estimates, events):
+    """Texts outside the training side alone, and samples that no run has seen."""
+    events()
+    frame = estimates.estimates()
+    built = Counter(e["kind"] for e in events() if e["event"] == "built")
+    assert built == {"samples": 2, "estimate": 8}
+    assert list(frame) == [
+        "index", "tokens", "log_ratio", "kl", "recipe", "source", "temperature",
+        "seconds_log_ratio", "seconds_kl",
+    ]  # fmt: skip
+    n = frame.groupby(["recipe", "source", "temperature"], dropna=False, sort=False).size()
+    texts = n["ft", "text"].item()
+    assert 2 <= texts <= 8 and n.tolist() == [16, 2, 10, texts] * 2
+    assert frame["temperature"].isna().sum() == 2 * (10 + texts)
+    assert frame.loc[frame["source"] == "contextual", "temperature"].isna().all()
+    assert (frame["kl"] > 0).all() and np.isfinite(frame["log_ratio"]).all()
+    assert frame["tokens"].between(1, 16).all()
+    ft, cfs = (frame[frame["recipe"] == r] for r in ("ft", "cfs"))
+    assert ft["tokens"].tolist() == cfs["tokens"].tolist()  # the same texts
+    assert not np.allclose(ft["kl"], cfs["kl"])
+    assert (frame[["seconds_log_ratio", "seconds_kl"]] > 0).all(axis=None)
+    assert estimates.estimates().equals(frame)
+    assert {e["event"] for e in events()} == {"reused"}
+
+
+def test_what_is_estimated_with_was_never_trained_on(estimates):
+    drawn = {
+        source: {tuple(ids) for ids in Lab(estimates.profile).samples(source)["token_ids"]}
+        for source in ("context_free", "estimate")
+    }
+    assert not drawn["context_free"] & drawn["estimate"]
+
+
+def test_an_averaged_model_is_measured_as_what_it_is(world, tiny_profile):
+    """WiSE-FT is no run of its own: its KL is that of the averaged weights, not of ft's."""
+    steps = Steps(tiny_profile.change(estimated=["ft", "wise_ft"]), Store())
+    first = {plan.recipe: step for plan, _, _, step in reversed(steps.estimates())}
+    assert first["wise_ft"].needs["model"].key != first["ft"].needs["model"].key
+
+
+def test_kinds_of_samples_are_counted(estimates):
+    """A random model writes prose alone; 16 at T = 1, 2 at 0.7, and 10 contextual ones."""
+    table = estimates.shares()
+    prose = table[(table["kind"] == "prose") & (table["source"] != "mixture")]
+    assert prose[["source", "temperature", "n"]].to_numpy().tolist() == [
+        ["context_free", 1.0, 16], ["context_free", 0.7, 2], ["contextual", 1.0, 10]
+    ]  # fmt: skip
+    assert prose["count"].tolist() == [16, 2, 10]
+    assert table.loc[table["source"] == "mixture", "share"].sum() == pytest.approx(1)
+    assert table["kind"].nunique() == len(shares.declared())
+
+
+def test_the_start_token_belongs_to_no_text(estimates, monkeypatch):
+    seen = []
+    monkeypatch.setattr(skills, "recognise", lambda text: seen.append(text) or (None, False))
+    estimates.shares()
+    assert seen[:16] == Lab(estimates.profile).samples("estimate")["text"].tolist()
+
+
+# ---- the profile of the base that ships
+
+
+@pytest.fixture
+def shipped(world):
+    return Steps(profiles.load("tiny"), Store())
+
+
+class TestShipped:
+    """Steps of the default profile: known from their keys, nothing is built."""
+
+    def test_pretraining_is_replayed_where_it_is_known(self, shipped, tiny_profile):
+        p = shipped.profile
+        plan = recipes.plan(p, "pretraining", seed=0)
+        step = shipped.run(plan)
+        assert set(step.needs) == {"base"} and step.params["replay"] == "pretraining"
+        with pytest.raises(UserError, match=r"base = .*shipped:tiny.*leave it out of recipes"):
+            Steps(tiny_profile, Store()).run(plan)
+        with pytest.raises(UserError, match="leave it out of recipes"):
+            Lab(tiny_profile, recipes=["ft", "pretraining"]).study("methods")
+
+    @pytest.mark.parametrize(
+        "changes", [{"n_samples": 11}, {"max_tokens": 50}, {"start_token": "<|end|>"}, {"ratio": 0.3}]
+    )
+    def test_documents_hang_on_what_decides_them(self, shipped, changes):
+        """Their number, the length that they are cut at, what stands before them."""
+        p = shipped.profile
+        changed = p.change(**changes)
+        keys = [
+            Steps(one, Store()).run(recipes.plan(one, "pretraining", seed=0)).key
+            for one in (p, changed)
+        ]
+        assert keys[0] != keys[1]
+
+    def test_estimates_have_documents_too(self, shipped):
+        found = shipped.estimates()
+        sources = list(dict.fromkeys((source, t) for _, source, t, _ in found))
+        others = [("estimate", t) for t in shipped.profile.temperatures if t != 1]
+        assert sources == [
+            ("estimate", 1.0), *others, ("contextual", None), ("text", None), ("pretraining", None)
+        ]  # fmt: skip
+        other = Steps(shipped.profile.change(n_estimate=9), Store()).estimates()
+        assert not {step.key for *_, step in found if "documents" in step.params} & {
+            step.key for *_, step in other
+        }
+
+    def test_kinds_are_counted_at_1_and_at_the_profiles_temperatures(self, shipped):
+        found = [(s.params["source"], s.params["temperature"], s.params["n"]) for s in shipped.shares()]
+        n, *others = shipped.profile.n_estimate, *found[1:-1]
+        assert found[0] == ("estimate", 1.0, 2 * n)
+        assert [row[:2] for row in others] == [
+            ("estimate", t) for t in shipped.profile.temperatures if t != 1
+        ]
+        assert others and all(200 <= row[2] <= n for row in others)
+        assert found[-1] == ("contextual", 1.0, shipped.profile.n_contextual)
+        # notebook 06 estimates with the very same samples
+        keys = {step.key for step in shipped.study("estimates")}
+        assert {step.key for step in shipped.shares()} <= keys
+
+    def test_the_study_of_the_base_scores_nothing_else(self, shipped):
+        kinds = Counter(step.kind for step in shipped.study("base"))
+        assert kinds == {"base": 1, "samples": 1, "scores": 3}
+
+    def test_skills_are_scored_by_their_code(self, shipped, tiny_profile):
+        """So that a change of the skills scores again, and does so where skills are scored alone."""
+        assert "cfutils.skills" in shipped.scores(None, "retained").code
+        assert "cfutils.skills" not in Steps(tiny_profile, Store()).scores(None, "retained").code
+        assert "cfutils.splits" in shipped.scores(None, "retained").code  # who is held out
+
+    def test_an_unknown_retained_task_is_refused_with_the_list(self, shipped):
+        steps = Steps(shipped.profile.change(retained=["sort", "nothing"]), Store())
+        with pytest.raises(UserError, match=r"retained = 'nothing' .*hellaswag.*sort.*benchmarks: hub"):
+            steps.scores(None, "retained")
+
+    def test_pretraining_again_hangs_on_world_and_code(self, shipped):
+        step = shipped.pretrain()
+        assert step.params["documents"] == 400_000 and not step.needs
+        assert {"cfutils.pretraining", "cfutils.skills", "cfutils.splits"} <= set(step.code)
+        assert step.params["world"] == skills.world_digest()
+
+    def test_another_target_scores_the_base_anew_but_not_its_skills(self, shipped):
+        """As notebook 00 asks for each target: retained scores are shared."""
+        other = Steps(shipped.profile.change(target="descend"), Store())
+        same = [g for g in ("target", "retained") if
+                shipped.scores(None, g).key == other.scores(None, g).key]  # fmt: skip
+        assert same == ["retained"]
+
+
+def test_kinds_of_the_shipped_bases_samples(world):
+    """For real, but few: 16 samples at T = 1, 8 contextual ones behind prompts of the target."""
+    lab = Lab("tiny", n_estimate=8, temperatures=[1.0], n_contextual=8, max_tokens=48)
+    table = lab.shares()
+    drawn = table[table["source"] != "mixture"]
+    assert drawn.groupby("source")["count"].sum().to_dict() == {"context_free": 16, "contextual": 8}
+    own = drawn[drawn["source"] == "contextual"].set_index("kind")
+    assert own.loc["rotate", "count"] == 8  # the prompts' own kind
+    free = drawn[drawn["source"] == "context_free"]
+    assert free.loc[free["kind"] != "prose", "count"].sum() >= 8
 
 
 # ---- samples, names, refusals

@@ -8,6 +8,7 @@ import importlib
 import inspect
 import json
 import re
+import shlex
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -15,12 +16,15 @@ from typing import Any
 import nbformat
 import pytest
 
-from cfutils import batch, notebook, paths, recipes
+from cfutils import batch, notebook, paths, profiles, recipes
+from cfutils.errors import UserError
 from cfutils.lab import Lab, Study
 from cfutils.profiles import Profile
 
 SUITE = notebook.notebooks()
 FIELDS = {field.name for field in dataclasses.fields(Profile)}
+DATA = {"shares", "estimates"}
+"""Studies that are one call of the lab and no runs."""
 RETURNS = {(Lab, "study"): Study}
 """What methods return, as far as notebooks call something on it."""
 
@@ -88,9 +92,15 @@ def attributes(owner: Any) -> set[str]:
 
 
 def test_the_suite_can_be_prepared():
-    jobs = batch.prepare("smoke", (), ())
-    assert [job.notebook for job in jobs] == SUITE
-    assert all(job.profile.name == "smoke" for job in jobs)
+    """Notebook 00 is about the tiny base alone: left out of a run of another, refused by name."""
+    assert [one.number for one in SUITE] == ["00", "01", "02", "03", "04", "05", "06"]
+    assert {one.number: one.base for one in SUITE if one.base} == {"00": "shipped:tiny"}
+    for profile, numbers in (("tiny", SUITE), ("smoke", SUITE[1:]), ("smollm2", SUITE[1:])):
+        jobs = batch.prepare(profile, (), ())
+        assert [job.notebook for job in jobs] == numbers
+        assert all(job.profile.name == profile for job in jobs)
+    with pytest.raises(UserError, match=r"notebook = '00_base_model' .*smoke has asset:smollm2"):
+        batch.prepare("smoke", ("00",), ())
 
 
 @each
@@ -123,26 +133,31 @@ def test_the_shape_of_a_lecture(source):
 def test_parameters_are_simple_lines_of_the_profile_and_reach_the_lab(source):
     (cell,) = [c for c in read(source).cells if "parameters" in c.metadata.get("tags", [])]
     for line in cell.source.splitlines():
-        assert re.fullmatch(r"\w+: (int|float|str|bool|list) = \S+  # .+", line), line
+        assert re.fullmatch(r"\w+: (int|float|str|bool|list) = (\S+|\[.*\])  # .+", line), line
         assert line.count("=") == 1 and "|" not in line and len(line) <= 100, line
     first, *others = source.parameters.values()
-    assert (first.name, first.default) == ("profile", "smollm2")
-    assert {p.name for p in others} <= FIELDS - {"name"}
-    labs = [c for c in calls(code(source)) if isinstance(c.func, ast.Name) and c.func.id == "Lab"]
+    assert (first.name, first.default) == ("profile", profiles.DEFAULT)
+    tree = code(source)
+    used = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+    own = {p.name for p in others} - FIELDS
+    assert own <= used and own == ({"pretrain", "targets"} if source.number == "00" else set())
+    labs = [c for c in calls(tree) if isinstance(c.func, ast.Name) and c.func.id == "Lab"]
     (lab,) = [c for c in labs if ast.unparse(c.args[0]) == "profile"]
     passed = {keyword.arg: ast.unparse(keyword.value) for keyword in lab.keywords}
-    assert passed == {p.name: p.name for p in others}
+    assert passed == {p.name: p.name for p in others if p.name not in own}
 
 
 @each
 def test_metadata_is_complete_and_true(source):
     assert source.title and source.takes and source.makes
-    assert set(source.studies) <= {*recipes.STUDIES, "samples"}
+    assert set(source.studies) <= {*recipes.STUDIES, "samples", *DATA}
     tree = code(source)
     saved = [c.args[2].value for c in calls(tree) if ast.unparse(c.func).endswith(".save")]
     assert sorted(saved) == sorted(source.figures)
     asked = {c.args[0].value for c in calls(tree) if ast.unparse(c.func).endswith(".study")}
-    assert asked == set(source.studies) - {"samples"}
+    assert asked == set(source.studies) - {"samples", *DATA}
+    called = {c.func.attr for c in calls(tree) if ast.unparse(c.func).startswith("lab.")}
+    assert called & DATA == set(source.studies) & DATA
 
 
 def test_no_two_notebooks_write_one_figure():
@@ -189,8 +204,13 @@ def test_nothing_of_one_machine_is_written_in(source):
 @each
 def test_commands_of_the_exercises_would_be_accepted(source):
     text = "\n".join(c.source for c in read(source).cells if c.cell_type == "markdown")
-    commands = re.findall(r"`cfutils run (?:smollm2|smoke) ([^`]+)`", text)
+    commands = re.findall(r"`cfutils run ([^`]+)`", text)
     for command in commands:
-        words = [a or b for a, b in re.findall(r"'([^']*)'|(\S+)", command)]
-        assert words[:2] == ["-n", source.number] and words[2] == "-p", command
-        batch.prepare("smollm2", [source.number], words[3:])
+        profile, n, number, *rest = shlex.split(command)
+        assert (n, number) == ("-n", source.number), command
+        if profile not in profiles.names():
+            assert f"profiles/{profile}.yaml" in text, command  # the exercise says to write it
+            continue
+        assert rest[0] == "-p", command
+        assert batch.prepare(profile, [number], rest[1:])
+    assert sum(command.startswith(profiles.DEFAULT) for command in commands) >= 2

@@ -9,7 +9,7 @@ from cfutils.engines import Request, TransformersEngine
 from cfutils.errors import UserError
 from cfutils.steps import Steps
 
-STUDIES = ["samples", *recipes.STUDIES]
+STUDIES = ["samples", "estimates", *recipes.STUDIES]
 
 
 @pytest.mark.parametrize("name", ["olmo-1b", "r1-distill-llama-8b"])
@@ -26,7 +26,13 @@ def test_every_step_of_a_paper_profile_is_planned_and_nothing_is_fetched(name, s
 
 def test_a_retained_task_that_no_package_holds_is_refused_at_once(tiny_profile, store):
     profile = tiny_profile.change(benchmarks="package", retained=["gsm8k"])
-    with pytest.raises(UserError, match=r"retained = .gsm8k.*hellaswag"):
+    with pytest.raises(UserError, match=r"retained = .gsm8k.*hellaswag.*benchmarks: hub"):
+        Steps(profile, store).study("methods")
+
+
+def test_pretraining_documents_of_an_unknown_base_are_refused_at_once(store):
+    profile = profiles.load("olmo-1b", recipes=["ft", "pretraining"])
+    with pytest.raises(UserError, match=r"base = .*shipped:tiny.*leave it out of recipes"):
         Steps(profile, store).study("methods")
 
 

@@ -61,6 +61,9 @@ def make(**values):
         ({"l2_weight": -1.0}, "l2_weight"),
         ({"n_generate": -1}, "n_generate"),
         ({"n_generate": 9, "n_heldout": 8}, "n_generate = 9 .*n_heldout = 8"),
+        ({"n_estimate": 0}, "n_estimate = 0 .*above 0"),
+        ({"n_estimate": 7}, "n_estimate = 7 .*8 or more"),
+        ({"estimated": "ft"}, "estimated = 'ft' .*wants a list of str"),
         ({"start_token": 0}, "start_token = 0 .*wants str"),
     ],
 )
@@ -110,7 +113,7 @@ def test_none_leaves_a_value_as_it_is():
 
 @pytest.mark.parametrize("name", ["nothing", "/nowhere/mine.yaml", "smollm2.yml"])
 def test_an_unknown_profile_is_refused_with_the_list(name):
-    with pytest.raises(UserError, match=r"profile = .*smollm2.*path of a YAML file"):
+    with pytest.raises(UserError, match=r"profile = .*smollm2, tiny.*path of a YAML file"):
         profiles.load(name)
 
 
@@ -143,5 +146,9 @@ def test_every_profile_that_ships_loads(path):
     assert path.stem in profiles.names()
 
 
-def test_the_default_profile_ships():
-    assert profiles.DEFAULT in profiles.names()
+def test_the_default_profile_ships_and_so_does_its_base():
+    """So that a fresh clone runs with nothing but the data package."""
+    assert profiles.DEFAULT == "tiny" and profiles.DEFAULT in profiles.names()
+    p = profiles.load(profiles.DEFAULT)
+    assert (p.base, p.engine, p.start_token) == ("shipped:tiny", "transformers", None)
+    assert set(p.estimated) <= set(p.recipes)

@@ -21,11 +21,12 @@ def test_recipes_and_labels_stand_in_the_agreed_order():
         "cf_kl": "Context-free KL",
         "contextual": "Contextual NLL",
         "replay_text": "Text replay",
+        "pretraining": "Pretraining replay",
         "l2": "L2 to base",
         "lora": "LoRA",
         "wise_ft": "WiSE-FT",
     }
-    names = ["ft", "cfs", "cf_kl", "contextual", "replay_text", "l2", "lora", "wise_ft"]
+    names = ["ft", "cfs", "cf_kl", "contextual", "replay_text", "pretraining", "l2", "lora", "wise_ft"]
     assert list(RECIPES) == names
 
 
@@ -33,7 +34,7 @@ def test_recipes_and_labels_stand_in_the_agreed_order():
 def test_a_plan_holds_what_its_recipe_uses_and_nothing_else(name):
     """temperature: replay that is sampled. ratio and lambda: replay of any kind."""
     p = recipes.plan(make(temperature=0.7, ratio=0.2), name, seed=3)
-    replays = name in ("cfs", "cf_kl", "contextual", "replay_text")
+    replays = name in ("cfs", "cf_kl", "contextual", "replay_text", "pretraining")
     assert p.temperature == (0.7 if name in ("cfs", "cf_kl", "contextual") else None)
     assert p.ratio == (0.2 if replays else None)
     assert p.replay_weight == (pytest.approx(0.25) if replays else None)
@@ -59,7 +60,7 @@ def test_natural_lambda():
 
 def test_no_replay_is_plain_fine_tuning():
     p = make()
-    for name in ("cfs", "cf_kl", "contextual", "replay_text"):
+    for name in ("cfs", "cf_kl", "contextual", "replay_text", "pretraining"):
         assert recipes.plan(p, name, seed=1, ratio=0.0) == recipes.plan(p, "ft", seed=1)
 
 
@@ -90,6 +91,7 @@ def test_studies_have_no_doubles():
     assert count["weight"] == 2 + 2 * (2 + 2)
     assert count["learning_rate"] == 2 * 2
     assert count["methods"] == 2 * 2  # ft and cfs
+    assert count["base"] == 0  # the base alone, which is scored in every study
     for name in recipes.STUDIES:
         found = recipes.study(p, name)
         assert len(set(found)) == len(found)
@@ -110,6 +112,7 @@ def test_the_methods_study_keeps_the_profiles_order():
     lambda: recipes.study(make(recipes=["ft", "cfx"]), "methods"),
     lambda: recipes.study(make(ablation_recipes=["cfx"]), "methods"),
     lambda: recipes.study(make(recipe_lr={"cfx": 1.0}), "methods"),
+    lambda: recipes.study(make(estimated=["cfx"]), "base"),
 ])  # fmt: skip
 def test_an_unknown_recipe_or_study_is_refused_with_the_list(call):
     with pytest.raises(UserError, match=r"(recipe|study) = .* (ft, cfs|learning_rate, methods)"):

@@ -152,3 +152,20 @@ def test_text_stands_behind_the_start_token_and_is_cut(tiny_base):
     short, long = (replay.from_text(tokenizer, [text], start=0, max_tokens=n)[0] for n in (3, 1000))
     assert short == Sequence((0, *whole[:3]), 1)
     assert long == Sequence((0, *whole), 1)
+
+
+def test_whole_documents_are_closed_by_an_end_token_that_carries_loss(tiny_base):
+    """Five tokens and the end: kept where it fits into max_tokens, cut away with the rest elsewhere."""
+    tokenizer = models.load_tokenizer(tiny_base)
+    text = "The quick brown fox jumps"
+    whole = tokenizer(text, add_special_tokens=False)["input_ids"]
+    n = len(whole)
+
+    def made(max_tokens):
+        (found,) = replay.from_text(tokenizer, [text], start=7, max_tokens=max_tokens, end=9)
+        return found
+
+    assert made(n + 1) == made(1000) == Sequence((7, *whole, 9), 1)
+    assert made(n) == Sequence((7, *whole), 1)
+    assert made(n - 1) == Sequence((7, *whole[:-1]), 1)
+    assert made(n + 1).supervised == n + 1
