@@ -21,10 +21,8 @@ ESTIMATORS = {"log_ratio": "log_ratio", "full_kl": "kl"}
 
 def halves(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Split one recipe's context-free sequences at T = 1: those to estimate with, and the reference."""
-    own = frame[(frame["source"] == "context_free") & (frame["temperature"] == 1)]
-    own = own.sort_values("index", ignore_index=True)
-    n = len(own) // 2
-    return own.iloc[:n], own.iloc[n:]
+    at_one = frame[frame["temperature"] == 1]
+    return at_one[at_one["source"] == "context_free"], at_one[at_one["source"] == "reference"]
 
 
 def convergence(
@@ -32,10 +30,10 @@ def convergence(
 ) -> pd.DataFrame:
     """What n samples tell of the KL, for each n of `sizes` and each estimator, in nats a sequence.
 
-    The n-sample estimates are `draws` resamples of n sequences out of the first half; `reference` is the
-    mean of full_kl over the other half. Columns: estimator, n, mean, sd, low, high (percentiles of the
-    n-sample estimate), bias (mean of the whole first half minus reference: the mean of a mean does not
-    depend on n), bias_low, bias_high, reference, reference_stderr.
+    The n-sample estimates are `draws` resamples of n context-free sequences at T = 1; `reference` is the
+    mean of full_kl over those set aside for it. Columns: estimator, n, mean, sd, low, high (percentiles of
+    the n-sample estimate), bias (mean of all sequences minus reference: the mean of a mean does not depend
+    on n), bias_low, bias_high, reference, reference_stderr.
     """
     ours, rest = halves(frame)
     reference = rest["kl"].mean()
@@ -62,19 +60,16 @@ def bias(frame: pd.DataFrame, *, level: float = 0.95) -> pd.DataFrame:
     """Estimate of each (recipe, source, temperature, estimator) beside the reference, in nats a token.
 
     A token's mean is a ratio of sums over sequences, its interval that of a ratio over independent
-    sequences. The reference is full_kl on the second half of the context-free samples at T = 1; the row
-    of that source is its first half. Columns: recipe, source, temperature, estimator, n, estimate, low,
+    sequences. The reference is full_kl on the context-free samples at T = 1 that are set aside for it.
+    Columns: recipe, source, temperature, estimator, n, estimate, low,
     high, bias, bias_low, bias_high (the reference's own error counted), reference, unit.
     """
     z, rows = resampling.normal_quantile(level), []
     for recipe, own in frame.groupby("recipe", sort=False):
-        ours, rest = halves(own)
+        _, rest = halves(own)
         reference, reference_se = _per_token(rest, "kl")
-        others = own[(own["source"] != "context_free") | (own["temperature"] != 1)]
-        parts = [ours] + [
-            part for _, part in others.groupby(["source", "temperature"], sort=False, dropna=False)
-        ]
-        for part in parts:
+        drawn = own[own["source"] != "reference"]
+        for _, part in drawn.groupby(["source", "temperature"], sort=False, dropna=False):
             for name, column in ESTIMATORS.items():
                 value, stderr = _per_token(part, column)
                 off, half = value - reference, z * np.hypot(stderr, reference_se)

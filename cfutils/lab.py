@@ -151,9 +151,10 @@ class Lab:
         self.store.check_disk(steps)
         items, scores = [], []
         with self._building():
-            for step in steps:  # all samples first: one engine serves them
-                if step.kind == "samples":
-                    self.ensure(step)
+            drawn = [step for step in steps if step.kind == "samples"]
+            self._share_out(name, [[step] for step in drawn])
+            for step in drawn:  # all samples first: one engine serves them
+                self.ensure(step)
             tops = [
                 [self.steps.scores(plan, group) for group in groups(name)]
                 for plan in (None, *plans)
@@ -194,15 +195,17 @@ class Lab:
     def estimates(self) -> pd.DataFrame:
         """Return log-ratio and KL of every sequence that notebook 06 estimates the KL with.
 
+        Sources: context_free, reference (context-free too, at T = 1), contextual, text, pretraining.
         Columns: recipe, source, temperature, index, tokens, log_ratio, kl (nats a sequence), and the
         seconds that each took for 1,000 sequences (seconds_log_ratio, seconds_kl).
         """
         frames = []
         with self._building():
             rows = self.steps.estimates()
-            for *_, step in rows:  # all samples first: one engine serves them
-                if "samples" in step.needs:
-                    self.ensure(step.needs["samples"])
+            drawn = {s.key: s for *_, step in rows if (s := step.needs.get("samples"))}
+            self._share_out("estimates", [[step] for step in drawn.values()])
+            for step in drawn.values():  # all samples first: one engine serves them
+                self.ensure(step)
             self._share_out("estimates", [[step] for *_, step in rows])
             for plan, source, temperature, step in rows:
                 artifact = self.ensure(step)

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SEED_BLOCK = 1_000_000
-STREAMS = {"context_free": 1, "probe": 2, "contextual": 3, "estimate": 4}
-"""Disjoint blocks of seeds: probe and estimate are never samples that replay may contain."""
+STREAMS = {"context_free": 1, "probe": 2, "contextual": 3, "estimate": 4, "reference": 5}
+"""Disjoint blocks of seeds: the last two and the probe are never samples that replay may contain."""
 
 
 def draw(

@@ -107,20 +107,18 @@ class Steps:
     @property
     def _n_other(self) -> int:
         """Sequences of each law other than the base's own whose estimates are compared with it."""
-        return max(2, self.profile.n_estimate // 8)
+        return max(2, self.profile.n_estimate // 16)
 
     def samples(self, source: str, *, temperature: float | None = None) -> Step:
         """The samples of a source: context_free, contextual, or context-free ones never trained on.
 
-        Those are the probe, at T = 1, and what the KL is estimated with (`estimate`).
+        Those are the probe, at T = 1, and what the KL is estimated with: `estimate` and `reference`.
         """
         p = self.profile
         t = 1.0 if source == "probe" else p.change(temperature=temperature).temperature
-        # at T = 1 half of what is drawn to estimate with is the reference; elsewhere fewer will do
-        n_estimate = 2 * p.n_estimate if t == 1 else self._n_other
         n = {
             "context_free": p.n_samples, "contextual": p.n_contextual, "probe": p.n_probe,
-            "estimate": n_estimate,
+            "estimate": p.n_estimate if t == 1 else self._n_other, "reference": p.n_estimate,
         }[source]  # fmt: skip
         params = {
             "source": source,
@@ -173,39 +171,47 @@ class Steps:
             needs["samples"] = self.samples(recipe.replay, temperature=plan.temperature)
         return self._step("run", "run", params, needs, plan.label, plan=plan, also=also, **size)
 
-    def estimate(self, plan: Plan, source: str, *, temperature: float | None = None) -> Step:
-        """log p_0 - log p and KL(base || tuned) of each sequence of a source.
+    def estimate(self, plan: Plan, source: str, *, n: int, temperature: float | None = None) -> Step:
+        """log p_0 - log p and KL(base || tuned) of each of the first n sequences of a source.
 
-        Sources: `estimate` (context-free, at a temperature), contextual, text, pretraining.
+        Sources: estimate and reference (context-free, at a temperature), contextual, text, pretraining.
         """
         p = self.profile
         needs = {"base": self.base, "model": self.run(plan)}
-        params: dict[str, Any] = {"source": source, "dtype": p.dtype, "score_batch": p.score_batch}
+        params: dict[str, Any] = {
+            "source": source, "n": n, "dtype": p.dtype, "score_batch": p.score_batch,
+        }  # fmt: skip
         also: tuple[str, ...] = ()
         if source == "text":
-            params["text"] = self._texts(self._n_other)
+            params["text"] = self._texts(n)
         elif source == "pretraining":
-            params["documents"], also = self._documents(self._n_other), MIXTURE
+            params["documents"], also = self._documents(n), MIXTURE
         else:
             needs["samples"] = self.samples(source, temperature=temperature)
         label = f"KL of {plan.label} on {source}" + (f" at T={temperature:g}" if temperature else "")
-        known = {"source": source, "n": self._n_other, "also": also}
+        known = {"source": source, "n": n, "also": also}
         return self._step("estimate", "estimate", params, needs, label, **known)
 
     def estimates(self) -> list[tuple[Plan, str, float | None, Step]]:
-        """Every estimate of notebook 06: (run, source, temperature, step), first seed."""
+        """Every estimate of notebook 06: (run, source, temperature, step), first seed.
+
+        The first run is estimated with all samples, which is what shows how estimates converge; the
+        others with a quarter of them.
+        """
         p = self.profile
-        sources: list[tuple[str, float | None]] = [
-            ("estimate", t) for t in dict.fromkeys((1.0, *p.temperatures))
-        ]
-        sources += [("contextual", None), ("text", None)]
-        sources += [("pretraining", None)] if p.base == models.TINY else []
         plans = [recipes.plans(p, name, seed=p.seeds[0])[0] for name in p.estimated]
-        return [
-            (plan, source, t, self.estimate(plan, source, temperature=t))
-            for plan in plans
-            for source, t in sources
-        ]
+        found = []
+        for plan in plans:
+            n = p.n_estimate if plan == plans[0] else max(8, p.n_estimate // 4)
+            laws: list[tuple[str, float | None, int]] = [("reference", 1.0, n), ("estimate", 1.0, n)]
+            laws += [("estimate", t, self._n_other) for t in p.temperatures if t != 1]
+            laws += [("contextual", None, p.n_contextual), ("text", None, self._n_other)]
+            laws += [("pretraining", None, self._n_other)] if p.base == models.TINY else []
+            found += [
+                (plan, source, t, self.estimate(plan, source, n=m, temperature=t))
+                for source, t, m in laws
+            ]
+        return found
 
     def pretrain(self) -> Step:
         """The tiny base, made again from nothing."""
@@ -224,6 +230,7 @@ class Steps:
         """The samples whose kinds notebook 00 counts: context-free at each temperature, contextual."""
         temperatures = dict.fromkeys((1.0, *self.profile.temperatures))
         free = [self.samples("estimate", temperature=t) for t in temperatures]
+        free.append(self.samples("reference", temperature=1.0))
         return [*free, self.samples("contextual")]
 
     def scores(self, plan: Plan | None, group: str) -> Step:

@@ -86,13 +86,13 @@ class Workshop:
         return {**notes, "too_long": self._split[2], "base": needs["base"].notes["about"]}
 
     def estimate(self, work: Path, needs: Needs, *, source: str, n: int) -> dict[str, Any]:
-        """Measure log-ratio and KL of each sequence of a source: its samples, or n texts."""
+        """Measure log-ratio and KL of each of the first n sequences of a source."""
         if source == "text":
             sequences = self._texts("wikipedia", heldout=True, n=n)
         elif source == "pretraining":
             sequences = self._documents(n)
         else:
-            sequences = replay.from_samples(sampling.read(needs["samples"]))
+            sequences = replay.from_samples(sampling.read(needs["samples"])[:n])
         base, model = self._load(self.base_folder), self._load(models.folder(needs["model"]))
         return score.estimate(work, base, model, sequences, size=self.profile.score_batch)
 

@@ -88,12 +88,20 @@ def rows(source, temperature, tokens, log_ratio, kl, *, recipe="ft", seconds=(1.
     )  # fmt: skip
 
 
-FOUR = rows("context_free", 1.0, [2, 4, 1, 3], [0, 12, 7, 7], [1, 5, 0.5, 1.5])
+def two(tokens, log_ratio, kl):
+    """Sequences of which the first half estimates and the second is the reference."""
+    n = len(tokens) // 2
+    parts = [(v[:n], v[n:]) for v in (tokens, log_ratio, kl)]
+    names = ("context_free", "reference")
+    return pd.concat([rows(name, 1.0, *(p[i] for p in parts)) for i, name in enumerate(names)])
 
 
-def test_halves_are_of_context_free_samples_at_1_by_their_index():
+FOUR = two([2, 4, 1, 3], [0, 12, 7, 7], [1, 5, 0.5, 1.5])
+
+
+def test_halves_are_context_free_at_1():
     others = [rows("contextual", 1.0, [1], [9], [9]), rows("context_free", 0.5, [1], [9], [9])]
-    ours, rest = estimators.halves(pd.concat([FOUR.iloc[::-1], *others]))
+    ours, rest = estimators.halves(pd.concat([*others, FOUR]))
     assert (ours["kl"].tolist(), rest["kl"].tolist()) == ([1, 5], [0.5, 1.5])
 
 
@@ -101,7 +109,7 @@ def many(n=400, seed=0):
     """Sequences of two halves, log-ratios four times as variable."""
     rng = np.random.default_rng(seed)
     kl = rng.gamma(2, 1, n)
-    return rows("context_free", 1.0, [5] * n, kl + rng.normal(0, 4, n), kl)
+    return two([5] * n, kl + rng.normal(0, 4, n), kl)
 
 
 def test_the_spread_falls_with_the_root_of_n():
@@ -135,8 +143,8 @@ def test_the_reference_is_the_other_half_of_the_full_kl():
 
 
 def test_equal_halves_show_no_bias():
-    frame = many(200)
-    twice = pd.concat([frame, frame.assign(index=frame["index"] + 200)]).assign(
+    ours = many(200).query("source == 'context_free'")
+    twice = pd.concat([ours, ours.assign(source="reference")]).assign(
         log_ratio=lambda f: f["kl"] + 3 * (-1) ** f["index"]
     )
     found = estimators.convergence(twice, [8], draws=10)
@@ -185,7 +193,7 @@ def test_bias_a_token_by_hand():
 
 def test_the_references_own_error_counts():
     """Second half 1 and 3 of one token each: 2, with error sqrt(2 * (0.25 + 0.25)) = 1; first: 2, 0."""
-    frame = rows("context_free", 1.0, [1] * 4, [0] * 4, [2, 2, 1, 3])
+    frame = two([1] * 4, [0] * 4, [2, 2, 1, 3])
     row = estimators.bias(frame).set_index("estimator").loc["full_kl"]
     assert (row["estimate"], row["low"], row["high"]) == (2, 2, 2)
     assert (row["bias"], row["bias_high"]) == (0, pytest.approx(Z, abs=1e-5))

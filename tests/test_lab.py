@@ -306,20 +306,22 @@ def estimates(study, first_events, tiny_profile):
 
 
 def test_estimates_are_planned_source_by_source(estimates, tiny_profile):
-    """Twice n at T = 1 (half is the reference), fewer elsewhere; runs are those of the study."""
+    """n and as many for the reference at T = 1, fewer elsewhere; runs are those of the study."""
     found = estimates.steps.estimates()
     assert [(plan.recipe, source, t) for plan, source, t, _ in found] == [
         (recipe, source, t)
         for recipe in ("ft", "cfs")
-        for source, t in [("estimate", 1), ("estimate", 0.7), ("contextual", None), ("text", None)]
-    ]
+        for source, t in [
+            ("reference", 1), ("estimate", 1), ("estimate", 0.7), ("contextual", None), ("text", None),
+        ]
+    ]  # fmt: skip
     sizes = [step.needs["samples"].params["n"] for *_, step in found if "samples" in step.needs]
-    assert sizes == [16, 2, 10] * 2
+    assert sizes == [8, 8, 2, 10] * 2
     for plan, _, _, step in found:
         assert estimates.store.find(step.needs["model"]), plan
     kinds = Counter(s.kind for s in estimates.steps.study("estimates"))
     # samples: at both temperatures, contextual, and those that cfs replays
-    assert kinds == {"base": 1, "samples": 4, "run": 2, "estimate": 8}
+    assert kinds == {"base": 1, "samples": 5, "run": 2, "estimate": 10}
 
 
 def test_estimates_are_one_row_a_sequence(estimates, events):
@@ -327,14 +329,14 @@ def test_estimates_are_one_row_a_sequence(estimates, events):
     events()
     frame = estimates.estimates()
     built = Counter(e["kind"] for e in events() if e["event"] == "built")
-    assert built == {"samples": 2, "estimate": 8}
+    assert built == {"samples": 3, "estimate": 10}
     assert list(frame) == [
         "index", "tokens", "log_ratio", "kl", "recipe", "source", "temperature",
         "seconds_log_ratio", "seconds_kl",
     ]  # fmt: skip
     n = frame.groupby(["recipe", "source", "temperature"], dropna=False, sort=False).size()
     texts = n["ft", "text"].item()
-    assert 2 <= texts <= 8 and n.tolist() == [16, 2, 10, texts] * 2
+    assert n.tolist() == [8, 8, 2, 10, 2] * 2 and texts == 2
     assert frame["temperature"].isna().sum() == 2 * (10 + texts)
     assert frame.loc[frame["source"] == "contextual", "temperature"].isna().all()
     assert (frame["kl"] > 0).all() and np.isfinite(frame["log_ratio"]).all()
@@ -350,9 +352,10 @@ def test_estimates_are_one_row_a_sequence(estimates, events):
 def test_what_is_estimated_with_was_never_trained_on(estimates):
     drawn = {
         source: {tuple(ids) for ids in Lab(estimates.profile).samples(source)["token_ids"]}
-        for source in ("context_free", "estimate")
+        for source in ("context_free", "estimate", "reference")
     }
-    assert not drawn["context_free"] & drawn["estimate"]
+    assert not drawn["context_free"] & (drawn["estimate"] | drawn["reference"])
+    assert not drawn["estimate"] & drawn["reference"]
 
 
 def test_an_averaged_model_is_measured_as_what_it_is(world, tiny_profile):
@@ -378,7 +381,7 @@ def test_the_start_token_belongs_to_no_text(estimates, monkeypatch):
     seen = []
     monkeypatch.setattr(skills, "recognise", lambda text: seen.append(text) or (None, False))
     estimates.shares()
-    assert seen[:16] == Lab(estimates.profile).samples("estimate")["text"].tolist()
+    assert seen[:8] == Lab(estimates.profile).samples("estimate")["text"].tolist()
 
 
 # ---- the profile of the base that ships
@@ -420,17 +423,18 @@ class TestShipped:
         sources = list(dict.fromkeys((source, t) for _, source, t, _ in found))
         others = [("estimate", t) for t in shipped.profile.temperatures if t != 1]
         assert sources == [
-            ("estimate", 1.0), *others, ("contextual", None), ("text", None), ("pretraining", None)
+            ("reference", 1.0), ("estimate", 1.0), *others,
+            *((name, None) for name in ("contextual", "text", "pretraining")),
         ]  # fmt: skip
-        other = Steps(shipped.profile.change(n_estimate=9), Store()).estimates()
+        other = Steps(shipped.profile.change(n_estimate=64), Store()).estimates()
         assert not {step.key for *_, step in found if "documents" in step.params} & {
             step.key for *_, step in other
         }
 
     def test_kinds_are_counted_at_1_and_at_the_profiles_temperatures(self, shipped):
         found = [(s.params["source"], s.params["temperature"], s.params["n"]) for s in shipped.shares()]
-        n, *others = shipped.profile.n_estimate, *found[1:-1]
-        assert found[0] == ("estimate", 1.0, 2 * n)
+        n, *others = shipped.profile.n_estimate, *found[1:-2]
+        assert found[0] == ("estimate", 1.0, n) and found[-2] == ("reference", 1.0, n)
         assert [row[:2] for row in others] == [
             ("estimate", t) for t in shipped.profile.temperatures if t != 1
         ]
