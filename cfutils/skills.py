@@ -205,7 +205,7 @@ def skills() -> dict[str, Skill]:
         _listed("rotate", "a list with its first word put last", lambda x: " ".join(x[1:] + x[:1]),
                 sizes=(3, 3), pretrained=False),
         _listed("descend", "words against the alphabet, the sorted list written first", _descend,
-                sizes=(3, 4), pretrained=False),
+                sizes=(3, 3), pretrained=False),
     )  # fmt: skip
     return {row.name: row for row in rows}
 
