@@ -402,7 +402,10 @@ def test_interrupt_ends_the_kernel_and_what_it_started(root):
     write(root, "02_next", "x = 1")
     command = [sys.executable, "-m", "cfutils", "run", "tiny"]
     here = Path(batch.__file__).resolve().parent.parent
-    with subprocess.Popen(command, cwd=here, stdout=subprocess.PIPE, text=True) as process:
+    heed = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+    process = subprocess.Popen(command, cwd=here, stdout=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGINT, heed)
+    with process:
         line = next(line for line in process.stdout if "| pids" in line)
         pids = [int(word) for word in line.split()[-2:]]
         assert all(map(alive, pids))
