@@ -151,10 +151,7 @@ class Lab:
         self.store.check_disk(steps)
         items, scores = [], []
         with self._building():
-            drawn = [step for step in steps if step.kind == "samples"]
-            self._share_out(name, [[step] for step in drawn])
-            for step in drawn:  # all samples first: one engine serves them
-                self.ensure(step)
+            self._draw(name, [step for step in steps if step.kind == "samples"])
             tops = [
                 [self.steps.scores(plan, group) for group in groups(name)]
                 for plan in (None, *plans)
@@ -179,9 +176,9 @@ class Lab:
         Only for the tiny base, whose mixture is known.
         """
         with self._building():
-            self._share_out("shares", [[step] for step in self.steps.shares()])
-            frames = []
-            for step in self.steps.shares():
+            steps, frames = self.steps.shares(), []
+            self._draw("shares", steps)
+            for step in steps:
                 source = "contextual" if step.params["source"] == "contextual" else "context_free"
                 frames.append(sampling.read(self.ensure(step)).assign(source=source))
             tokenizer = models.load_tokenizer(models.folder(self.ensure(self.steps.base)))
@@ -203,9 +200,7 @@ class Lab:
         with self._building():
             rows = self.steps.estimates()
             drawn = {s.key: s for *_, step in rows if (s := step.needs.get("samples"))}
-            self._share_out("estimates", [[step] for step in drawn.values()])
-            for step in drawn.values():  # all samples first: one engine serves them
-                self.ensure(step)
+            self._draw("estimates", drawn.values())
             self._share_out("estimates", [[step] for *_, step in rows])
             for plan, source, temperature, step in rows:
                 artifact = self.ensure(step)
@@ -239,6 +234,13 @@ class Lab:
         from cfutils import plots
 
         plots.save(fig, name, data, paths.figures(self.name))
+
+    def _draw(self, study: str, steps: Iterable[Step]) -> None:
+        """Draw a study's samples before anything else is built: one engine serves them all."""
+        steps = list(steps)
+        self._share_out(study, [[step] for step in steps])
+        for step in steps:
+            self.ensure(step)
 
     def _share_out(self, study: str, units: list[list[Step]]) -> None:
         """Let several processes build what is missing, where the profile has several."""
