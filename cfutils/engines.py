@@ -12,19 +12,14 @@ from __future__ import annotations
 import multiprocessing
 import os
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import Any, Protocol, Self
 
 from cfutils import models
 from cfutils.errors import UserError
 from cfutils.profiles import Profile
 from cfutils.store import emit, say
-
-if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedModel
 
 CPU_CACHE_GIB = 2  # of keys and values; unset, vLLM takes 92 % of the machine's memory
 
@@ -192,7 +187,7 @@ def _serve(pipe: Any, settings: dict[str, Any], log: str) -> None:
 
 
 class TransformersEngine:
-    """The same draws by a plain loop over transformers' forward pass: slower, works everywhere."""
+    """The same law by a loop over transformers' forward pass (`decoding`); no start-up, any model."""
 
     def __init__(self, folder: Path, profile: Profile) -> None:
         self._folder, self._profile, self._model = folder, profile, None
@@ -201,9 +196,11 @@ class TransformersEngine:
         self, requests: list[Request], *, temperature: float, max_tokens: int, stop: tuple[int, ...]
     ) -> list[Completion]:
         """Draw one completion a request, in order."""
+        from cfutils import decoding
+
         if self._model is None:
             self._model = models.load(self._folder, self._profile)
-        return continue_all(
+        return decoding.continue_all(
             self._model, requests, temperature=temperature, max_tokens=max_tokens, stop=stop
         )
 
@@ -212,77 +209,3 @@ class TransformersEngine:
 
     def __exit__(self, *exc: object) -> None:
         self._model = None
-
-
-def continue_all(
-    model: PreTrainedModel,
-    requests: list[Request],
-    *,
-    temperature: float,
-    max_tokens: int,
-    stop: tuple[int, ...],
-    enough: Callable[[list[int]], bool] | None = None,
-) -> list[Completion]:
-    """Continue each request by a model of transformers, in order; finished rows leave the batch.
-
-    One uniform number a token decides it, by the inverse of the cumulated probabilities; at temperature
-    0 the likeliest token is taken. `enough` is asked now and then whether a row may stop before `stop`
-    or `max_tokens` (what it has then may be longer than needed).
-    """
-    import torch
-
-    device = model.device
-    width = max(len(r.prompt) for r in requests)
-    ids = torch.zeros(len(requests), width, dtype=torch.long)
-    seen = torch.zeros_like(ids)
-    for row, request in enumerate(requests):  # padded on the left: the last column is the newest
-        ids[row, width - len(request.prompt) :] = torch.tensor(request.prompt)
-        seen[row, width - len(request.prompt) :] = 1
-    ids, seen = ids.to(device), seen.to(device)
-    uniforms = torch.stack([_uniforms(r.seed, max_tokens) for r in requests])
-    tokens: list[list[int]] = [[] for _ in requests]
-    logprobs: list[list[float]] = [[] for _ in requests]
-    ended = set()
-    alive, cache = list(range(len(requests))), None
-    with torch.inference_mode():
-        for step in range(max_tokens):
-            position = (seen.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-            out = model(
-                input_ids=ids, attention_mask=seen, position_ids=position,
-                past_key_values=cache, use_cache=True, logits_to_keep=1,
-            )  # fmt: skip
-            cache = out.past_key_values
-            log_p = out.logits[:, -1].float().log_softmax(-1)
-            if temperature == 0:
-                chosen = log_p.argmax(-1)
-            else:
-                total = (log_p / temperature).softmax(-1).cpu().double().cumsum(-1)
-                drawn = uniforms[alive, step, None] * total[:, -1:]
-                chosen = torch.searchsorted(total, drawn, right=True)[:, 0].to(device)
-            values = log_p.gather(1, chosen[:, None])[:, 0].tolist()
-            going = []
-            for row, token in enumerate(chosen.tolist()):
-                index = alive[row]
-                tokens[index].append(token)
-                logprobs[index].append(values[row])
-                if token in stop:
-                    ended.add(index)
-                elif not (enough and step % 16 == 15 and enough(tokens[index])):
-                    going.append(row)
-            if not going:
-                break
-            if len(going) < len(alive):
-                keep = torch.tensor(going, device=device)
-                cache.batch_select_indices(keep)
-                seen, chosen = seen[keep], chosen[keep]
-                alive = [alive[row] for row in going]
-            ids = chosen[:, None]
-            seen = torch.cat([seen, torch.ones_like(seen[:, :1])], dim=1)
-    reasons = ["stop" if i in ended else "length" for i in range(len(requests))]
-    return [Completion(*found) for found in zip(tokens, logprobs, reasons, strict=True)]
-
-
-def _uniforms(seed: int, n: int) -> torch.Tensor:
-    import torch
-
-    return torch.rand(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

@@ -1,54 +1,27 @@
-"""What is minimised and what is measured: NLL, forward KL, L2, all in fp32 on chosen positions.
+"""What is minimised and what is measured: NLL, forward KL, L2, entropy, all in fp32.
 
-Positions: `mask[b, t]` says that token t of sequence b carries loss; its logits stand at t - 1. Rows are
-selected before the softmax, so memory grows with supervised tokens, not with padded length.
+Rows are logits at the positions that predict a token which carries loss, and no others. In training they
+exist a few at a time (`in_chunks`), so that memory does not grow with vocabulary x length.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cfutils.replay import Sequence
+CHUNK = 256
+"""Rows of logits that exist at a time: enough for a matrix product at full speed."""
 
-
-def micro_batches(
-    batch: list[Sequence], size: int, *, by_length: bool = True
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield (ids, attention mask, loss mask), each (rows, length), padded on the right.
-
-    Sequences of like length stand together, so that little is padded; the sum does not depend on it.
-    """
-    rows_in_order = sorted(batch, key=lambda s: len(s.ids)) if by_length else batch
-    for begin in range(0, len(batch), size):
-        rows = rows_in_order[begin : begin + size]
-        shape = (len(rows), max(len(s.ids) for s in rows))
-        ids = torch.zeros(shape, dtype=torch.long)
-        seen = torch.zeros(shape, dtype=torch.long)
-        mask = torch.zeros(shape, dtype=torch.bool)
-        for row, sequence in enumerate(rows):
-            n = len(sequence.ids)
-            ids[row, :n] = torch.tensor(sequence.ids)
-            seen[row, :n] = 1
-            mask[row, sequence.first : n] = True
-        yield ids, seen, mask
-
-
-def supervised(logits: Tensor, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Select what predicts the supervised tokens.
-
-    logits: (batch, length, vocabulary); ids: (batch, length); mask: (batch, length) bool, mask[:, 0] is
-    ignored (nothing predicts the first token). Returns rows (n, vocabulary) in fp32 and targets (n,).
-    """
-    chosen = mask[:, 1:]
-    return logits[:, :-1][chosen].float(), ids[:, 1:][chosen]
+Term = Callable[[Tensor, slice], Tensor]
+"""From rows of logits, and which they are, to a loss for each."""
 
 
 def token_nll(rows: Tensor, targets: Tensor) -> Tensor:
-    """-log p(x_t | x_<t) in nats. rows: (n, vocabulary); targets: (n,). Returns (n,)."""
+    """-log p(x_t | x_<t) in nats. rows: logits (n, vocabulary); targets: (n,). Returns (n,)."""
     return F.cross_entropy(rows, targets, reduction="none")
 
 
@@ -58,13 +31,16 @@ def token_kl(base_rows: Tensor, rows: Tensor) -> Tensor:
     sum_v p_0(v) (log p_0(v) - log p(v)); both arguments are logits (n, vocabulary). Returns (n,).
     Its gradient at tuned = base is zero on every sample, unlike that of the sampled NLL.
     """
-    log_base, log_tuned = base_rows.log_softmax(-1), rows.log_softmax(-1)
+    return kl(base_rows.log_softmax(-1), rows.log_softmax(-1))
+
+
+def kl(log_base: Tensor, log_tuned: Tensor) -> Tensor:
+    """KL of each row of log-probabilities, (n, vocabulary), in nats. Returns (n,)."""
     return F.kl_div(log_tuned, log_base, reduction="none", log_target=True).sum(-1)
 
 
-def token_entropy(rows: Tensor) -> Tensor:
-    """-sum_v p(v) log p(v) at each position, in nats. rows: logits (n, vocabulary). Returns (n,)."""
-    log_p = rows.log_softmax(-1)
+def entropy(log_p: Tensor) -> Tensor:
+    """-sum_v p(v) log p(v) of each row of log-probabilities, (n, vocabulary), in nats. Returns (n,)."""
     return -(log_p.exp() * log_p).sum(-1)
 
 
@@ -76,3 +52,43 @@ def l2(parameters: Iterable[Tensor], reference: Iterable[Tensor]) -> Tensor:
     return torch.stack(
         [(p - r).float().square().sum() for p, r in zip(parameters, reference, strict=True)]
     ).sum()
+
+
+def in_chunks(
+    head: torch.nn.Module, hidden: Tensor, weights: Tensor, term: Term, *, size: int = CHUNK
+) -> tuple[Tensor, Tensor]:
+    """Return sum_i weights_i loss_i and the losses (n,), where logits = head(hidden) in chunks.
+
+    hidden: (n, width); weights: (n,). Gradients of a chunk are taken at once and its logits are gone
+    before those of the next, as fused linear cross-entropy kernels do (Liger, arXiv 2410.10989).
+    """
+    trained = [p for p in head.parameters() if p.requires_grad]
+    return _InChunks.apply(head, hidden, weights, term, size, *trained)
+
+
+class _InChunks(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, head: torch.nn.Module, hidden: Tensor, weights: Tensor, term: Term, size: int,
+        *trained: Tensor,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        losses = weights.new_zeros(len(hidden))
+        by_hidden = torch.empty_like(hidden)
+        by_weight = [torch.zeros_like(p) for p in trained]
+        for begin in range(0, len(hidden), size):
+            rows = slice(begin, begin + size)
+            with torch.enable_grad():
+                piece = hidden[rows].detach().requires_grad_()
+                values = term(head(piece), rows)
+                found = torch.autograd.grad((values * weights[rows]).sum(), [piece, *trained])
+            losses[rows], by_hidden[rows] = values.detach(), found[0]
+            for total, part in zip(by_weight, found[1:], strict=True):
+                total += part
+        ctx.save_for_backward(by_hidden, *by_weight)
+        ctx.mark_non_differentiable(losses)
+        return (losses * weights).sum(), losses
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor, _: Tensor) -> tuple:
+        by_hidden, *by_weight = ctx.saved_tensors
+        return None, slope * by_hidden, None, None, None, *(t.mul_(slope) for t in by_weight)

@@ -181,9 +181,14 @@ def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> PreTrained
 
 
 def load(path: Path, profile: Profile) -> PreTrainedModel:
-    """Load a causal language model in the profile's dtype onto the best device, in eval mode."""
+    """Load a causal language model in the profile's dtype onto the best device, in eval mode.
+
+    It computes packed rows where its architecture can (`packing`).
+    """
     import torch
     from transformers import AutoModelForCausalLM
+
+    from cfutils import packing
 
     _quiet()
     emit("model", path=str(path))
@@ -193,7 +198,10 @@ def load(path: Path, profile: Profile) -> PreTrainedModel:
         trust_remote_code=profile.trust_remote_code,
         use_safetensors=True,
     )
-    return model.to(device()).eval()
+    model = model.to(device()).eval()
+    if why := packing.prepare(model):
+        say(f"  {type(model).__name__} computes padded batches, no packed rows ({why[:80]})")
+    return model
 
 
 def device() -> torch.device:

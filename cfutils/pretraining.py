@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import math
 import re
 import time
@@ -203,10 +202,10 @@ def pretrain(work: Path, p: Pretraining) -> dict[str, Any]:
     """
     import torch
     from torch.nn.utils import clip_grad_norm_
+    from torch.nn.utils.rnn import pad_sequence
     from transformers import GenerationConfig
 
-    from cfutils import losses
-    from cfutils.replay import Sequence
+    from cfutils import checkpoints, losses
 
     tokenizer = make_tokenizer(p.vocabulary)
     model = make_model(p, tokenizer).train()
@@ -215,21 +214,27 @@ def pretrain(work: Path, p: Pretraining) -> dict[str, Any]:
     optimizer = torch.optim.AdamW(
         decayed, lr=p.lr, betas=(0.9, 0.95), weight_decay=p.weight_decay, fused=True
     )
-    done, log = _restore(work, model, optimizer)
+    checkpoint = work / "checkpoint.safetensors"
+    done, log = checkpoints.restore(checkpoint, decayed, optimizer)
+    if done:
+        say(f"  resume at step {done}")
     clock = time.monotonic() - (log[-1]["seconds"] if log else 0.0)
     saved = told = time.monotonic()
     for step in range(done, steps):
         texts = [d.text for d in documents(p.batch, seed=p.seed, first=step * p.batch)]
-        rows = [Sequence((*ids, end), 1) for ids in tokenizer(texts)["input_ids"]]
-        tokens = sum(row.supervised for row in rows)
+        rows = sorted(([*ids, end] for ids in tokenizer(texts)["input_ids"]), key=len)
+        tokens = sum(len(row) - 1 for row in rows)
         warm = min(1.0, (step + 1) / p.warmup)
         fall = 0.5 * (1 + math.cos(math.pi * max(0, step - p.warmup) / max(1, steps - p.warmup)))
         for group in optimizer.param_groups:
             group["lr"] = p.lr * warm * fall
         total = 0.0
-        for ids, _, mask in losses.micro_batches(rows, 16):  # causal, padded right: no mask needed
-            logits = model(input_ids=ids).logits
-            loss = losses.token_nll(*losses.supervised(logits, ids, mask)).sum()
+        for begin in range(0, len(rows), 16):
+            alike = [torch.tensor(row) for row in rows[begin : begin + 16]]
+            ids = pad_sequence(alike, batch_first=True, padding_value=-1)
+            there = ids[:, 1:] >= 0
+            logits = model(input_ids=ids.clamp(min=0)).logits  # causal, padded right: no mask needed
+            loss = losses.token_nll(logits[:, :-1][there], ids[:, 1:][there]).sum()
             (loss / tokens).backward()
             total += loss.item()
         clip_grad_norm_(decayed, 1.0)
@@ -242,7 +247,7 @@ def pretrain(work: Path, p: Pretraining) -> dict[str, Any]:
             say(f"  step {step + 1}/{steps} loss {total / tokens:.3f}")
         if now - saved > 120 and step + 1 < steps:
             saved = now
-            _checkpoint(work, model, optimizer, step + 1, log)
+            checkpoints.save(checkpoint, decayed, optimizer, step=step + 1, log=log)
     model.generation_config = GenerationConfig(bos_token_id=tokenizer.bos_token_id, eos_token_id=end)
     model.save_pretrained(work)
     tokenizer.save_pretrained(work)
@@ -263,34 +268,3 @@ def _write_log(path: Path, log: list[dict]) -> None:
     import pandas as pd
 
     pd.DataFrame(log).round({"loss": 5, "seconds": 1}).to_csv(path, index=False)
-
-
-def _checkpoint(work: Path, model: Any, optimizer: Any, step: int, log: list[dict]) -> None:
-    import torch
-    from safetensors.torch import save_file
-
-    tensors = {}
-    for i, weight in enumerate(optimizer.param_groups[0]["params"]):
-        tensors[f"weight{i}"] = weight.detach()
-        for name, value in optimizer.state[weight].items():
-            tensors[f"{name}{i}"] = torch.as_tensor(value).detach()
-    half = work / "checkpoint.tmp"
-    save_file(tensors, half, metadata={"step": str(step), "log": json.dumps(log)})
-    half.replace(work / "checkpoint.safetensors")
-
-
-def _restore(work: Path, model: Any, optimizer: Any) -> tuple[int, list[dict]]:
-    from safetensors import safe_open
-
-    path = work / "checkpoint.safetensors"
-    if not path.exists():
-        return 0, []
-    with safe_open(path, "pt") as file:
-        meta = file.metadata()
-        for i, weight in enumerate(optimizer.param_groups[0]["params"]):
-            weight.data.copy_(file.get_tensor(f"weight{i}"))
-            optimizer.state[weight] = {
-                name: file.get_tensor(f"{name}{i}") for name in ("step", "exp_avg", "exp_avg_sq")
-            }
-    say(f"  resume at step {meta['step']}")
-    return int(meta["step"]), json.loads(meta["log"])

@@ -78,8 +78,10 @@ class Profile:
     """Passes over the target items."""
     batch_size: int = 4
     """Target sequences in one optimiser step."""
-    micro_batch: int = 8
-    """Sequences in one forward pass; smaller takes less memory, the result is the same."""
+    pass_tokens: int = 1024
+    """Tokens in one forward pass; smaller takes less memory, the result is the same."""
+    gradient_checkpointing: bool = False
+    """Compute activations again on the way back instead of keeping them: less memory, a third slower."""
     warmup: float = 0.1
     """Share of the steps in which the learning rate rises; then it falls as a cosine to zero."""
     weight_decay: float = 0.0
@@ -109,8 +111,6 @@ class Profile:
     """Cap on a generated answer."""
     n_probe: int = 16
     """Sequences in each probe."""
-    score_batch: int = 8
-    """Sequences in one forward pass of scoring."""
 
     workers: int = 1
     """Processes that build runs and scores side by side, each on its cores; for small models."""
@@ -198,8 +198,8 @@ class Profile:
 _HINTS = typing.get_type_hints(Profile)
 _POSITIVE = (
     "n_samples", "n_contextual", "max_tokens", "chunk", "n_train", "n_heldout", "max_length", "lr",
-    "epochs", "batch_size", "micro_batch", "clip", "lora_rank", "checkpoint_minutes", "max_new_tokens",
-    "n_probe", "score_batch", "lrs", "limit", "n_estimate", "workers",
+    "epochs", "batch_size", "pass_tokens", "clip", "lora_rank", "checkpoint_minutes", "max_new_tokens",
+    "n_probe", "lrs", "limit", "n_estimate", "workers",
 )  # fmt: skip
 
 

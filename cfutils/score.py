@@ -14,18 +14,18 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
 
-from cfutils import harness, losses, models, skills, tasks
+from cfutils import harness, models, skills, tasks, tokens
 from cfutils.profiles import Profile
-from cfutils.replay import Sequence
+from cfutils.replay import Sequence, from_samples
 from cfutils.store import say
 from cfutils.tasks import Example
+from cfutils.tokens import Remembered
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -85,11 +85,11 @@ def _gold(
         head = tokenizer(doc["prompt"])["input_ids"]
         tail = tokenizer(doc["response"], add_special_tokens=False)["input_ids"]
         sequences.append(Sequence((*head, *tail), first=len(head)))
-    scored = token_scores(model, None, sequences, size=profile.score_batch)
+    scored = tokens.score(model, None, sequences, limit=profile.pass_tokens)
     rows = []
-    for (item, doc), (nll, *_) in zip(docs.items(), scored, strict=True):
+    for (item, doc), one in zip(docs.items(), scored, strict=True):
         n_bytes = len(doc["response"].encode())
-        value = nll.sum() / (n_bytes * math.log(2))
+        value = one.nll.sum() / (n_bytes * math.log(2))
         rows.append(["retained", name, "bpb_gold", item, value, float(n_bytes)])
     return pd.DataFrame(rows, columns=ITEM)
 
@@ -156,7 +156,7 @@ def target(
     """Write items.parquet: NLL and bits per byte of held-out responses, and the target's own task."""
     name, row = Path(profile.target).stem, tasks.target(profile.target)
     rows: list[list] = []
-    scored = token_scores(model, None, sequences, size=profile.score_batch)
+    scored = tokens.score(model, None, sequences, limit=profile.pass_tokens)
     for example, (nll, *_) in zip(examples, scored, strict=True):
         text = nll[:-1].sum()  # the end token has no bytes
         n_bytes = len(example.response.encode())
@@ -177,20 +177,20 @@ def target(
 def probe(
     work: Path,
     model: torch.nn.Module,
-    base: torch.nn.Module | Remembered | None,
+    base: Remembered | None,
     tokenizer: PreTrainedTokenizerBase,
     sequences: dict[str, list[Sequence]],
     *,
-    size: int,
+    limit: int,
 ) -> None:
     """Write items.parquet and tokens.parquet: NLL and KL(base || tuned) on every probe.
 
     Without a base the model is the base, and KL is zero.
     """
-    rows, tokens = [], []
+    rows, along = [], []
     for name, batch in sequences.items():
-        scored = token_scores(model, base, batch, size=size)
-        for number, (sequence, (nll, kl, _)) in enumerate(zip(batch, scored, strict=True)):
+        scored = tokens.score(model, base, batch, limit=limit)
+        for number, (sequence, (nll, kl, *_)) in enumerate(zip(batch, scored, strict=True)):
             rows.append(["probe", name, "nll", str(number), nll.mean(), len(nll)])
             rows.append(["probe", name, "kl", str(number), kl.mean(), len(kl)])
             ids = sequence.ids[sequence.first :]
@@ -205,10 +205,10 @@ def probe(
                 "nll": nll,
                 "kl": kl,
             }
-            tokens.append(pd.DataFrame(columns))
+            along.append(pd.DataFrame(columns))
         say(f"  probe {name}: {len(batch)} sequences")
     pd.DataFrame(rows, columns=ITEM).to_parquet(work / "items.parquet", index=False)
-    pd.concat(tokens, ignore_index=True).to_parquet(work / "tokens.parquet", index=False)
+    pd.concat(along, ignore_index=True).to_parquet(work / "tokens.parquet", index=False)
 
 
 def estimate(
@@ -217,7 +217,7 @@ def estimate(
     model: torch.nn.Module,
     sequences: list[Sequence],
     *,
-    size: int,
+    limit: int,
 ) -> dict[str, Any]:
     """Write estimate.parquet, one row a sequence, in nats: what estimates KL(base || model).
 
@@ -225,104 +225,40 @@ def estimate(
     whole vocabulary at each of the same prefixes; tokens, their number. For x drawn from p_0 both have
     the mean KL(p_0 || p) of sequences (chain rule); kl is log_ratio's mean given each prefix.
     """
-    found = token_scores(model, base, sequences, size=size)
+    found = tokens.score(model, Remembered(base, {}), sequences, limit=limit)
     pd.DataFrame(
         {
-            "tokens": [len(nll) for nll, *_ in found],
-            "log_ratio": [(nll - nll_base).sum() for nll, _, nll_base in found],
-            "kl": [kl.sum() for _, kl, _ in found],
+            "tokens": [len(one.nll) for one in found],
+            "log_ratio": [(one.nll - one.nll_base).sum() for one in found],
+            "kl": [one.kl.sum() for one in found],
         }
     ).to_parquet(work / "estimate.parquet", index=False)
     few, clock = sequences[:TIMED], time.monotonic()
     for one in (base, model):
-        token_scores(one, None, few, size=size)
+        tokens.score(one, None, few, limit=limit)
     middle = time.monotonic()
-    token_scores(model, base, few, size=size)
+    tokens.score(model, Remembered(base, {}), few, limit=limit)
     seconds = {"log_ratio": middle - clock, "kl": time.monotonic() - middle}
     return {"seconds": {k: round(v, 4) for k, v in seconds.items()}, "timed": len(few)}
 
 
-class Remembered:
-    """A frozen model whose repeated passes cost its head alone, since all tuned models meet one base.
-
-    The last hidden states of each batch are kept in `hidden` (batch x length x width, not vocabulary);
-    the same states through the same head give the same logits. Where an architecture changes logits
-    after its head, nothing is kept and every pass is a whole one.
-    """
-
-    def __init__(self, model: torch.nn.Module, hidden: dict[bytes, torch.Tensor]) -> None:
-        self._model, self._hidden = model, hidden
-        self._head = model.get_output_embeddings()
-
-    def __call__(self, *, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
-        """Return what the model returns; only its logits where the batch was met before."""
-        key = str(tuple(input_ids.shape)).encode() + input_ids.cpu().numpy().tobytes()
-        if key in self._hidden:
-            return SimpleNamespace(logits=self._head(self._hidden[key].to(input_ids.device)))
-        caught: list[torch.Tensor] = []
-        hook = self._head.register_forward_pre_hook(lambda _, args: caught.append(args[0]))
-        out = self._model(input_ids=input_ids, attention_mask=attention_mask)
-        hook.remove()
-        if torch.equal(self._head(caught[0]), out.logits):
-            self._hidden[key] = caught[0].cpu()
-        return out
-
-
-@torch.inference_mode()
-def token_scores(
-    model: torch.nn.Module,
-    base: torch.nn.Module | Remembered | None,
-    batch: list[Sequence],
-    *,
-    size: int,
-) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Return each sequence's (NLL, KL(base || model), the base's NLL) at supervised tokens, in nats.
-
-    Without a base the model is the base, and KL is zero. `size` is the number of sequences in one
-    forward pass.
-    """
-    found: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
-    order = sorted(range(len(batch)), key=lambda i: len(batch[i].ids))  # little is padded
-    for begin in range(0, len(batch), size):
-        places = order[begin : begin + size]
-        rows = [batch[i] for i in places]
-        ids, seen, mask = next(losses.micro_batches(rows, len(rows), by_length=False))
-        ids, seen, mask = ids.to(model.device), seen.to(model.device), mask.to(model.device)
-        logits = model(input_ids=ids, attention_mask=seen).logits
-        chosen, targets = losses.supervised(logits, ids, mask)
-        nll = losses.token_nll(chosen, targets)
-        kl, nll_base = torch.zeros_like(nll), nll
-        if base is not None:
-            base_logits = base(input_ids=ids, attention_mask=seen).logits
-            base_rows, _ = losses.supervised(base_logits, ids, mask)
-            kl, nll_base = losses.token_kl(base_rows, chosen), losses.token_nll(base_rows, targets)
-        edges = np.cumsum([s.supervised for s in rows])[:-1]
-        parts = (np.split(t.double().cpu().numpy(), edges) for t in (nll, kl, nll_base))
-        found |= zip(places, zip(*parts, strict=True), strict=True)
-    return [found[i] for i in range(len(batch))]
-
-
-@torch.inference_mode()
-def entropy(work: Path, model: torch.nn.Module, samples: pd.DataFrame) -> dict[str, Any]:
+def entropy(
+    work: Path, model: torch.nn.Module, samples: pd.DataFrame, *, limit: int
+) -> dict[str, Any]:
     """Write entropy.parquet: the entropy of p_base(. | prefix) at T = 1 along the base's samples.
 
     One row a token: sample, position, entropy, logprob (this forward pass's, in nats); its mean distance
     from the log-probability that the sampling engine stated is returned as `engine_gap`.
     """
     frames, gap = [], []
-    for row in samples.itertuples():
-        prompt, drawn = list(row.prompt_ids), list(row.token_ids)
-        ids = torch.tensor([prompt + drawn], device=model.device)
-        mask = torch.zeros_like(ids, dtype=torch.bool)
-        mask[:, len(prompt) :] = True
-        chosen, targets = losses.supervised(model(input_ids=ids).logits, ids, mask)
-        logprob = -losses.token_nll(chosen, targets).cpu().numpy()
-        gap.append(np.abs(logprob - np.asarray(row.logprobs)).mean())
+    found = tokens.score(model, None, from_samples(samples), limit=limit)
+    for row, one in zip(samples.itertuples(), found, strict=True):
+        gap.append(np.abs(-one.nll - np.asarray(row.logprobs)).mean())
         columns = {
             "sample": row.index,
-            "position": range(len(drawn)),
-            "entropy": losses.token_entropy(chosen).cpu().numpy(),
-            "logprob": logprob,
+            "position": range(len(one.nll)),
+            "entropy": one.entropy,
+            "logprob": -one.nll,
         }
         frames.append(pd.DataFrame(columns))
     pd.concat(frames, ignore_index=True).to_parquet(work / "entropy.parquet", index=False)

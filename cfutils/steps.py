@@ -26,18 +26,20 @@ if TYPE_CHECKING:
     from cfutils.workshop import Workshop
 
 GROUPS = ("target", "retained", "probe")
+PASSES = ("packing", "losses", "replay", "models")
+"""Modules of every forward pass."""
 CODE = {
-    "samples": ("sampling", "engines", "models", "replay"),
-    "run": ("tune", "losses", "replay", "models", "tasks", "splits"),
-    "scores": ("score", "harness", "engines", "losses", "replay", "models", "tasks", "splits"),
-    "entropy": ("score", "losses", "models"),
-    "estimate": ("score", "losses", "replay", "models", "tasks", "splits"),
+    "samples": ("sampling", "engines", "decoding", "models", "replay"),
+    "run": ("tune", *PASSES, "tasks", "splits"),
+    "scores": ("score", "tokens", "harness", "trees", "decoding", *PASSES, "tasks", "splits"),
+    "entropy": ("score", "tokens", *PASSES),
+    "estimate": ("score", "tokens", *PASSES, "tasks", "splits"),
 }
 """Modules whose code decides the content, by kind of artifact."""
 MIXTURE = ("pretraining", "skills", "splits")
 """Modules that decide documents of the tiny base's pretraining, and items of its skills."""
 TUNING = (
-    "dtype", "autocast", "epochs", "batch_size", "micro_batch", "warmup", "weight_decay", "clip",
+    "dtype", "autocast", "epochs", "batch_size", "pass_tokens", "warmup", "weight_decay", "clip",
 )  # fmt: skip
 """Profile values that decide every tuning run."""
 
@@ -179,7 +181,7 @@ class Steps:
         p = self.profile
         needs = {"base": self.base, "model": self.run(plan)}
         params: dict[str, Any] = {
-            "source": source, "n": n, "dtype": p.dtype, "score_batch": p.score_batch,
+            "source": source, "n": n, "dtype": p.dtype, "pass_tokens": p.pass_tokens,
         }  # fmt: skip
         also: tuple[str, ...] = ()
         if source == "text":
@@ -240,7 +242,7 @@ class Steps:
         params: dict[str, Any] = {
             "group": group,
             "dtype": p.dtype,
-            "score_batch": p.score_batch,
+            "pass_tokens": p.pass_tokens,
             "chat_template": p.chat_template,
         }
         lm_eval = [p.benchmarks, p.max_new_tokens, tasks.package_digest()]

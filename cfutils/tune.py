@@ -8,14 +8,17 @@ Each optimiser step i minimises
 with R the NLL or KL(base || tuned) of each replay token, and n_F, n_S the *mean* numbers of supervised
 target and replay tokens a step. The constants make the epoch's sum exact however replay falls into steps:
 with lambda = ratio / (1 - ratio) every token of the mix counts alike, as in plain mixing.
+
+Target and replay go through the model in rows without padding, as many tokens at a time as the profile
+says; logits exist a few rows at a time. For the KL the base is asked once: its last hidden states on the
+replay set are kept in a file, and one matrix product makes logits of them.
 """
 
 from __future__ import annotations
 
-import json
+import copy
 import math
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -28,8 +31,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from cfutils import losses, models, recipes, replay
+from cfutils import checkpoints, losses, models, packing, recipes, replay
 from cfutils.errors import UserError
+from cfutils.packing import Documents, Head
 from cfutils.profiles import Profile
 from cfutils.recipes import Plan, Recipe
 from cfutils.replay import Mix, Sequence
@@ -59,19 +63,19 @@ def tune(
             f"of {plan.ratio:g}. Raise n_samples or max_tokens."
         )
     model = models.load(base_folder, profile)
+    teacher = None
+    if recipe.replay_loss == "kl":
+        states = work / "states.safetensors"
+        teacher = Teacher(model, mixed.replay, states, limit=profile.pass_tokens)
     if recipe.train == "lora":
         model = _with_adapters(model, rank=profile.lora_rank, seed=plan.seed)
-    base = None
-    if recipe.replay_loss == "kl" or recipe.l2:
-        base = models.load(base_folder, profile).requires_grad_(False)
-    loop = Loop(model, base, mixed, profile=profile, plan=plan, recipe=recipe)
+    loop = Loop(model, teacher, mixed, profile=profile, plan=plan, recipe=recipe)
     log = loop.run(work / "checkpoint.safetensors")
     log.to_csv(work / "log.csv", index=False)
-    tuned = loop.accelerator.unwrap_model(loop.model)
     if recipe.train == "lora":
-        tuned = tuned.merge_and_unload()
-    _save(tuned, work, base_folder, profile)
-    for rest in work.glob("checkpoint.*"):  # a kill may have left half a checkpoint
+        model = model.merge_and_unload()
+    _save(model, work, base_folder, profile)
+    for rest in (*work.glob("checkpoint.*"), *work.glob("states.*")):  # half a file, after a kill
         rest.unlink()
     return {
         "target_tokens": mixed.target_tokens,
@@ -115,13 +119,62 @@ def _save(model: Any, work: Path, base_folder: Path, profile: Profile) -> None:
     )
 
 
+class Teacher:
+    """The base's logits on the replay set: its last hidden states in a file, and its head."""
+
+    def __init__(
+        self, base: torch.nn.Module, sequences: tuple[Sequence, ...], path: Path, *, limit: int
+    ) -> None:
+        """Ask the base, which is the model before its first step, and write what it says to `path`."""
+        self.head = copy.deepcopy(Head(base)).requires_grad_(False)
+        self._path = path
+        self._begin: dict[Sequence, int] = {}
+        total = 0
+        for sequence in dict.fromkeys(sequences):
+            self._begin[sequence] = total
+            total += sequence.supervised
+        if path.exists():
+            return
+        unique = list(self._begin)
+        states = torch.empty(total, self.head.width, dtype=base.dtype)
+        with torch.inference_mode():
+            for places in packing.by_length([len(s.ids) for s in unique], limit=limit):
+                rows = [unique[i] for i in places]
+                found = packing.documents(rows, base.device)
+                hidden = packing.last_hidden(base, found.packed)[found.rows]
+                for sequence, part in zip(rows, hidden.split(found.counts), strict=True):
+                    begin = self._begin[sequence]
+                    states[begin : begin + len(part)] = part
+        save_file({"states": states}, path.with_suffix(".tmp"))
+        path.with_suffix(".tmp").replace(path)
+
+    def hidden(self, sequences: list[Sequence]) -> Tensor:
+        """Return the states that predict supervised tokens, (n, width), sequence by sequence."""
+        with safe_open(self._path, "pt") as file:
+            states = file.get_slice("states")
+            parts = [states[self._begin[s] : self._begin[s] + s.supervised] for s in sequences]
+        return torch.cat(parts)
+
+
+class Student(torch.nn.Module):
+    """A model as the loop sees it: from documents to the states that predict supervised tokens."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, found: Documents) -> Tensor:
+        """Return (n, width)."""
+        return packing.last_hidden(self.model, found.packed)[found.rows]
+
+
 class Loop:
     """Optimiser, schedule and steps of one run; state is (weights, moments, step, log)."""
 
     def __init__(
         self,
         model: torch.nn.Module,
-        base: torch.nn.Module | None,
+        teacher: Teacher | None,
         mixed: Mix,
         *,
         profile: Profile,
@@ -134,14 +187,16 @@ class Loop:
         self.steps = replay.schedule(
             mixed, batch_size=profile.batch_size, epochs=profile.epochs, seed=plan.seed
         )
-        trained = [p for p in model.parameters() if p.requires_grad]
+        self.trained = [p for p in model.parameters() if p.requires_grad]
+        self.reference = [p.detach().clone() for p in self.trained] if recipe.l2 else []
+        if profile.gradient_checkpointing:
+            model.gradient_checkpointing_enable()
         optimizer = torch.optim.AdamW(
-            trained, lr=plan.lr, betas=BETAS, weight_decay=profile.weight_decay, fused=True
+            self.trained, lr=plan.lr, betas=BETAS, weight_decay=profile.weight_decay, fused=True
         )
-        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
-        self.model.train()
-        self.trained = [p for p in self.model.parameters() if p.requires_grad]
-        self.base = base
+        student = Student(model).train()
+        self.student, self.optimizer = self.accelerator.prepare(student, optimizer)
+        self.head, self.teacher = Head(model), teacher
         per_step = len(self.steps) / profile.epochs
         self.n_target = mixed.target_tokens / per_step
         self.n_replay = mixed.replay_tokens / per_step or 1.0
@@ -156,7 +211,9 @@ class Loop:
 
     def run(self, checkpoint: Path) -> pd.DataFrame:
         """Go from the checkpoint, if there is one, to the end; return the log."""
-        done, log = self._restore(checkpoint)
+        done, log = checkpoints.restore(checkpoint, self.trained, self.optimizer)
+        if done:
+            say(f"  resume at step {done}")
         start = time.monotonic() - (log[-1]["seconds"] if log else 0.0)
         saved = told = time.monotonic()
         for step in range(done, len(self.steps)):
@@ -168,7 +225,8 @@ class Loop:
                 also = "" if math.isnan(row["replay_loss"]) else f" replay {row['replay_loss']:.3f}"
                 say(f"  step {step + 1}/{len(self.steps)} target {row['target_loss']:.3f}{also}")
             if now - saved > 60 * self.profile.checkpoint_minutes and step + 1 < len(self.steps):
-                self._checkpoint(checkpoint, step + 1, log)
+                checkpoints.save(checkpoint, self.trained, self.optimizer, step=step + 1, log=log)
+                say(f"  checkpoint at step {step + 1}")
                 saved = time.monotonic()
         return pd.DataFrame(log)
 
@@ -177,14 +235,10 @@ class Loop:
         lr = self.learning_rate(step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        target_sum = self._backward(targets, self._nll, scale=1 / self.n_target)
-        replay_sum = penalty = math.nan
-        if self.recipe.replay:
-            term = self._kl if self.recipe.replay_loss == "kl" else self._nll
-            scale = self.plan.replay_weight / self.n_replay
-            replay_sum = self._backward(replays, term, scale=scale)
+        target_sum, replay_sum = self._backward(targets, replays)
+        penalty = math.nan
         if self.recipe.l2:
-            loss = losses.l2(self.trained, self.base.parameters())
+            loss = losses.l2(self.trained, self.reference)
             self.accelerator.backward(self.profile.l2_weight * loss)
             penalty = loss.item()
         norm = self.accelerator.clip_grad_norm_(self.trained, self.profile.clip)
@@ -210,57 +264,42 @@ class Loop:
         self.optimizer.zero_grad(set_to_none=True)
         return row
 
-    def _backward(self, batch: list[Sequence], term: Callable, *, scale: float) -> float:
-        """Add the gradient of scale * sum of the term over the batch's tokens; return the sum."""
+    def _backward(self, targets: list[Sequence], replays: list[Sequence]) -> tuple[float, float]:
+        """Add the gradient of both terms over a step's sequences; return their sums over tokens."""
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        total = 0.0
-        mine = batch[rank::world]
-        pieces = list(losses.micro_batches(mine, self.profile.micro_batch))
-        for i, (ids, seen, mask) in enumerate(pieces):
-            ids, seen, mask = (t.to(self.accelerator.device) for t in (ids, seen, mask))
-            last = i + 1 == len(pieces)
-            with nullcontext() if last else self.accelerator.no_sync(self.model):
-                loss = term(ids, seen, mask)
-                # processes average their gradients, hence the factor
-                self.accelerator.backward(scale * world * loss)
-            total += loss.item()
-        if world > 1:
-            total = self.accelerator.reduce(torch.tensor(total), "sum").item()
-        return total
+        mine = [(s, False) for s in targets[rank::world]] + [(s, True) for s in replays[rank::world]]
+        lengths = [len(s.ids) for s, _ in mine]
+        groups = list(packing.by_length(lengths, limit=self.profile.pass_tokens))
+        sums = torch.zeros(2)
+        for number, places in enumerate(groups):
+            last = number + 1 == len(groups)
+            with nullcontext() if last else self.accelerator.no_sync(self.student):
+                # in the order of `mine`: target first
+                loss, parts = self._loss([mine[i] for i in sorted(places)])
+                self.accelerator.backward(loss * world)  # processes average their gradients
+            sums += parts
+        return tuple(self.accelerator.reduce(sums, "sum").tolist())
 
-    def _nll(self, ids: Tensor, seen: Tensor, mask: Tensor) -> Tensor:
-        logits = self.model(input_ids=ids, attention_mask=seen).logits
-        return losses.token_nll(*losses.supervised(logits, ids, mask)).sum()
+    def _loss(self, batch: list[tuple[Sequence, bool]]) -> tuple[Tensor, Tensor]:
+        """Return the weighted loss of one pass, and the sums of its target and its replay term."""
+        replays = [s for s, replayed in batch if replayed]
+        found = packing.documents([s for s, _ in batch], self.accelerator.device)
+        first = len(found.rows) - sum(s.supervised for s in replays)
+        weights = torch.full((len(found.rows),), 1 / self.n_target, device=found.rows.device)
+        if replays:
+            weights[first:] = self.plan.replay_weight / self.n_replay
+        base = self.teacher.hidden(replays).to(found.rows.device) if self.teacher and replays else None
 
-    def _kl(self, ids: Tensor, seen: Tensor, mask: Tensor) -> Tensor:
-        with torch.no_grad():
-            base_logits = self.base(input_ids=ids, attention_mask=seen).logits
-            base_rows, _ = losses.supervised(base_logits, ids, mask)
-        logits = self.model(input_ids=ids, attention_mask=seen).logits
-        rows, _ = losses.supervised(logits, ids, mask)
-        return losses.token_kl(base_rows, rows).sum()
+        def term(logits: Tensor, rows: slice) -> Tensor:
+            nll = losses.token_nll(logits, found.targets[rows])
+            n = max(0, min(len(logits), first - rows.start))  # rows of the target
+            if base is None or n == len(logits):
+                return nll
+            with torch.no_grad():
+                base_logits = self.teacher.head(base[rows.start + n - first :][: len(logits) - n])
+            return torch.cat([nll[:n], losses.token_kl(base_logits, logits[n:])])
 
-    def _checkpoint(self, path: Path, step: int, log: list[dict]) -> None:
-        tensors = {}
-        for i, p in enumerate(self.trained):
-            tensors[f"p{i}"] = p.detach()
-            for name, value in self.optimizer.state[p].items():
-                tensors[f"{name}{i}"] = torch.as_tensor(value).detach()
-        half = path.with_suffix(".tmp")
-        save_file(tensors, half, metadata={"step": str(step), "log": json.dumps(log)})
-        half.replace(path)
-        say(f"  checkpoint at step {step}")
-
-    def _restore(self, path: Path) -> tuple[int, list[dict]]:
-        if not path.exists():
-            return 0, []
-        with safe_open(path, "pt") as file:
-            meta = file.metadata()
-            for i, p in enumerate(self.trained):
-                p.data.copy_(file.get_tensor(f"p{i}"))
-                self.optimizer.state[p] = {
-                    name: file.get_tensor(f"{name}{i}").to(p.device)
-                    for name in ("step", "exp_avg", "exp_avg_sq")
-                }
-        say(f"  resume at step {meta['step']}")
-        return int(meta["step"]), json.loads(meta["log"])
+        hidden = self.student(found)
+        with self.accelerator.autocast():
+            loss, values = losses.in_chunks(self.head, hidden, weights, term)
+        return loss, torch.stack([values[:first].sum(), values[first:].sum()]).cpu()

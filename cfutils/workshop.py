@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cfutils import engines, models, pretraining, replay, sampling, score, tasks, tune
+from cfutils import engines, models, pretraining, replay, sampling, score, tasks, tokens, tune
 from cfutils.profiles import Profile
 from cfutils.recipes import Plan, get
 from cfutils.replay import Sequence
@@ -38,7 +38,7 @@ class Workshop:
         )
         self.start = models.start_token(self.tokenizer, profile.start_token)
         self._models: dict[Path, Any] = {}
-        self._hidden: dict[bytes, Any] = {}
+        self._states: dict[Sequence, Any] = {}
         self._engine: engines.Engine | None = None
 
     # ---- builders, by the name of their step
@@ -68,7 +68,8 @@ class Workshop:
 
     def entropy(self, work: Path, needs: Needs) -> dict[str, Any]:
         """Measure the base's entropy along its samples."""
-        return score.entropy(work, self._load(self.base_folder), sampling.read(needs["samples"]))
+        base, samples = self._load(self.base_folder), sampling.read(needs["samples"])
+        return score.entropy(work, base, samples, limit=self.profile.pass_tokens)
 
     def run(self, work: Path, needs: Needs, *, plan: Plan) -> dict[str, Any]:
         """Tune the base."""
@@ -94,7 +95,7 @@ class Workshop:
         else:
             sequences = replay.from_samples(sampling.read(needs["samples"])[:n])
         base, model = self._load(self.base_folder), self._load(models.folder(needs["model"]))
-        return score.estimate(work, base, model, sequences, size=self.profile.score_batch)
+        return score.estimate(work, base, model, sequences, limit=self.profile.pass_tokens)
 
     def average(self, work: Path, needs: Needs, *, plan: Plan) -> dict[str, Any]:
         """Average the weights of the base and a tuned model."""
@@ -123,9 +124,9 @@ class Workshop:
         }
         base = None
         if folder != self.base_folder:
-            base = score.Remembered(self._load(self.base_folder), self._hidden)
+            base = tokens.Remembered(self._load(self.base_folder), self._states)
         score.probe(
-            work, self._load(folder), base, self.tokenizer, sequences, size=self.profile.score_batch
+            work, self._load(folder), base, self.tokenizer, sequences, limit=self.profile.pass_tokens
         )
 
     # ---- what they share

@@ -1,0 +1,289 @@
+"""Blocks of tokens that do not see each other, in one row without padding; and what a model makes of them.
+
+A block is a document, or a tree of documents with common beginnings. All its tokens stand once in a row
+(1, tokens), so that no linear layer computes padding; only attention, the smaller part, sees the blocks
+side by side as a batch. A trunk is a common beginning of many blocks, whose keys and values are computed
+once. What comes out are last hidden states; logits are made of them where they are wanted (`Head`).
+A model that cannot do so (its attention is its own) gets its documents as an ordinary padded batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from cfutils.errors import UserError
+from cfutils.replay import Sequence
+
+NAME = "packed"
+CLOSE = {torch.float32: 1e-3}
+"""What is rounding, as a share of the largest logit; in formats of 16 bits it is 0.05."""
+
+
+@dataclass
+class Block:
+    """A tree of tokens, parents before children; without branches it is a document."""
+
+    ids: list[int] = field(default_factory=list)
+    parents: list[int] = field(default_factory=list)
+    """Place in the block of the token before each; -1 for the first."""
+
+    def grow(self, path: list[int], ids: Iterable[int]) -> list[int]:
+        """Add tokens behind the last of a path; return the places from the first to the last of them."""
+        path = list(path)
+        for token in ids:
+            self.parents.append(path[-1] if path else -1)
+            path.append(len(self.ids))
+            self.ids.append(token)
+        return path
+
+    @property
+    def branches(self) -> bool:
+        """Whether a token has another than the one before it as its parent."""
+        return self.parents != list(range(-1, len(self.ids) - 1))
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """A beginning that every block of a row continues: its length, and keys and values by layer."""
+
+    length: int = 0
+    layers: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Row:
+    """Blocks one behind the other, and where each token stands among blocks side by side."""
+
+    ids: Tensor
+    """(1, tokens)."""
+    positions: Tensor
+    """(1, tokens): place in its document, the trunk counted."""
+    places: Tensor
+    """(tokens,): index into blocks x longest."""
+    shape: tuple[int, int]
+    """Blocks, and the longest one's tokens."""
+    mask: Tensor | None
+    """(blocks, 1, longest, trunk + longest): what each sees; None: all before it in its block."""
+    trunk: Trunk
+    record: Trunk | None = None
+    """Where keys and values of this row are kept, if it is to be a trunk itself."""
+
+    def spread(self, states: Tensor) -> Tensor:
+        """Put what stands in a row, (1, heads, tokens, d), side by side: (blocks, heads, longest, d)."""
+        blocks, longest = self.shape
+        rows = states[0].transpose(0, 1)
+        if len(self.places) < blocks * longest:
+            empty = rows.new_zeros(blocks * longest, *rows.shape[1:])
+            rows = empty.index_copy(0, self.places, rows)
+        return rows.reshape(blocks, longest, *rows.shape[1:]).transpose(1, 2)
+
+    def gather(self, states: Tensor) -> Tensor:
+        """Undo `spread` on (blocks, longest, ...): return (1, tokens, ...)."""
+        flat = states.flatten(0, 1)
+        return (flat if len(flat) == len(self.places) else flat.index_select(0, self.places))[None]
+
+
+def row(
+    blocks: Seq[Block], device: torch.device, *, trunk: Trunk | None = None, record: Trunk | None = None
+) -> Row:
+    """Lay blocks out in a row."""
+    trunk = trunk or Trunk()
+    shape = (len(blocks), max(len(b.ids) for b in blocks))
+    ids, positions, places = [], [], []
+    for number, block in enumerate(blocks):
+        depth: list[int] = []
+        for parent in block.parents:
+            depth.append(depth[parent] + 1 if parent >= 0 else trunk.length)
+        ids += block.ids
+        positions += depth
+        places += range(number * shape[1], number * shape[1] + len(block.ids))
+    mask = None
+    if trunk.length or any(block.branches for block in blocks):
+        mask = _seen(blocks, shape, trunk.length).to(device)
+    tensors = (torch.tensor(x, device=device) for x in ([ids], [positions], places))
+    return Row(*tensors, shape=shape, mask=mask, trunk=trunk, record=record)
+
+
+def _seen(blocks: Seq[Block], shape: tuple[int, int], trunk: int) -> Tensor:
+    """What each token sees: the trunk, its ancestors and itself."""
+    n, longest = shape
+    seen = torch.eye(longest, dtype=torch.bool).repeat(n, 1, 1).numpy()
+    for number, block in enumerate(blocks):
+        for place, parent in enumerate(block.parents):
+            if parent >= 0:
+                seen[number, place] |= seen[number, parent]
+    before = torch.ones(n, longest, trunk, dtype=torch.bool)
+    return torch.cat([before, torch.from_numpy(seen)], dim=-1)[:, None]
+
+
+def _attend(
+    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
+    packed: Row | None = None, **kwargs: Any,
+) -> tuple[Tensor, None]:  # fmt: skip
+    """Attention of transformers' models on a packed row; without one, their ordinary attention."""
+    if packed is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    window = kwargs.get("sliding_window")
+    if window and packed.trunk.length + packed.shape[1] > window:
+        raise UserError(
+            f"a sequence has more tokens than this model's sliding window of {window}: lower "
+            "max_tokens and max_length"
+        )
+    if packed.record is not None:
+        packed.record.layers[module.layer_idx] = (key, value)
+    query, key, value = map(packed.spread, (query, key, value))
+    if packed.trunk.length:
+        first = (t.expand(len(key), -1, -1, -1) for t in packed.trunk.layers[module.layer_idx])
+        key, value = (torch.cat(pair, dim=2) for pair in zip(first, (key, value), strict=True))
+    out, _ = sdpa_attention_forward(module, query, key, value, packed.mask, **kwargs)
+    return packed.gather(out), None
+
+
+AttentionInterface.register(NAME, _attend)
+AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+def packs(model: torch.nn.Module) -> bool:
+    """Whether `prepare` found that the model can compute packed rows."""
+    return _core(model).config._attn_implementation == NAME
+
+
+def _core(model: torch.nn.Module) -> Any:
+    """The model of transformers below adapters."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+@torch.inference_mode()
+def prepare(model: Any) -> str | None:
+    """Let a model compute packed rows; return why not, if it cannot.
+
+    Asked of the model itself, by numbers: a tree of two documents, beside a third, against each alone.
+    Raises `UserError` where logits are not what `Head` makes of last hidden states.
+    """
+    ids = [i % model.config.get_text_config().vocab_size for i in (5, 7, 11, 13, 17)]
+    alone = [[*ids[:3], last] for last in ids[3:]]
+    logits = torch.cat([_last_logits(model, document) for document in alone])
+    close = CLOSE.get(model.dtype, 0.05) * logits.abs().max()
+    hidden = last_hidden(model, row([chain(document) for document in alone], model.device))
+    if (gap := (Head(model)(hidden[[3, 7]]) - logits).abs().max()) > close:
+        raise UserError(
+            f"{type(model).__name__} changes logits after its last matrix in a way that is not known "
+            f"here (they differ by {gap:.2g}): packing.Head must learn it"
+        )
+    before = model.config._attn_implementation
+    tree = Block()
+    stem = tree.grow([], ids[:3])
+    ends = [tree.grow(stem, [last])[-1] for last in ids[3:]]
+    try:
+        model.set_attn_implementation(NAME)
+        hidden = last_hidden(model, row([tree, chain(ids[:2])], model.device))[ends]
+        if (gap := (Head(model)(hidden) - logits).abs().max()) <= close:
+            return None
+        why = f"logits differ by {gap:.2g}"
+    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
+        why = f"{type(error).__name__}: {error}"
+    model.set_attn_implementation(before)
+    return why
+
+
+def _last_logits(model: torch.nn.Module, ids: list[int]) -> Tensor:
+    return model(input_ids=torch.tensor([ids], device=model.device)).logits[:, -1].float()
+
+
+def chain(ids: Iterable[int]) -> Block:
+    """A block that is one document."""
+    block = Block()
+    block.grow([], ids)
+    return block
+
+
+def last_hidden(model: torch.nn.Module, packed: Row) -> Tensor:
+    """Return the states that the head turns into logits, (tokens, width), in the row's order."""
+    body = _core(model).base_model
+    if packs(model):
+        # a mask of four dimensions is passed on untouched; this one is never looked at
+        unused = torch.empty(1, 1, 0, 0, device=packed.ids.device)
+        out = body(
+            input_ids=packed.ids, position_ids=packed.positions, attention_mask=unused,
+            use_cache=False, packed=packed,
+        )  # fmt: skip
+        return out.last_hidden_state[0]
+    n = packed.shape[0] * packed.shape[1]
+    batch, seen = (
+        t.new_zeros(n).index_copy(0, packed.places, t).reshape(packed.shape)
+        for t in (packed.ids[0], torch.ones_like(packed.ids[0]))
+    )
+    out = body(input_ids=batch, attention_mask=seen, use_cache=False)
+    return packed.gather(out.last_hidden_state)[0]
+
+
+class Head(torch.nn.Module):
+    """From last hidden states to logits in fp32, as the architecture does it."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        core = _core(model)
+        self.linear = core.get_output_embeddings()
+        config = core.config.get_text_config()
+        # what architectures do after their last matrix (Cohere, Granite, Gemma)
+        self.scale = getattr(config, "logit_scale", None) or 1 / (
+            getattr(config, "logits_scaling", None) or 1
+        )
+        self.cap = getattr(config, "final_logit_softcapping", None)
+        self.width = self.linear.weight.shape[1]
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """hidden: (n, width). Returns logits (n, vocabulary)."""
+        logits = self.linear(hidden).float()
+        if self.scale != 1:
+            logits = logits * self.scale
+        return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Sequences in one row, and what in it carries loss."""
+
+    packed: Row
+    rows: Tensor
+    """(n,): places in the row whose states predict a token that carries loss, sequence by sequence."""
+    targets: Tensor
+    """(n,): those tokens."""
+    counts: list[int]
+    """How many of them each sequence has."""
+
+
+def documents(sequences: Seq[Sequence], device: torch.device) -> Documents:
+    """Lay sequences out in a row; the last token of each predicts nothing and is left out."""
+    blocks, rows, targets, begin = [], [], [], 0
+    for sequence in sequences:
+        block = chain(sequence.ids[: max(1, len(sequence.ids) - 1)])
+        blocks.append(block)
+        rows += range(begin + sequence.first - 1, begin + len(sequence.ids) - 1)
+        targets += sequence.ids[sequence.first :]
+        begin += len(block.ids)
+    tensors = (torch.tensor(x, dtype=torch.long, device=device) for x in (rows, targets))
+    return Documents(row(blocks, device), *tensors, [s.supervised for s in sequences])
+
+
+def by_length(lengths: Seq[int], *, limit: int) -> Iterator[list[int]]:
+    """Yield groups of indices, shortest first, whose lengths sum to at most `limit` (or one alone)."""
+    group: list[int] = []
+    total = 0
+    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if group and total + lengths[index] > limit:
+            yield group
+            group, total = [], 0
+        group.append(index)
+        total += lengths[index]
+    if group:
+        yield group
