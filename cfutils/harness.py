@@ -97,7 +97,7 @@ def evaluate(
             task.set_config("generation_kwargs", {"max_gen_toks": profile.max_new_tokens}, update=True)
     with contextlib.redirect_stderr(io.StringIO()):  # its progress bars stick under papermill
         lm = Harness(pretrained=model, tokenizer=tokenizer, batch_size=profile.chunk,
-                     pass_tokens=profile.pass_tokens)
+                     pass_tokens=profile.score_tokens)
         result = lm_evaluate(  # not simple_evaluate, which lists every installed package at each call
             lm, tasks, samples=indices, bootstrap_iters=0, log_samples=True,
             apply_chat_template=profile.chat_template,

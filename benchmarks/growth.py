@@ -1,0 +1,58 @@
+"""How cost grows with the work: more samples, longer samples, more runs; seconds and peak memory.
+
+On the tiny base, each size in a process of its own; linear or better is what one hopes for.
+"""
+
+from __future__ import annotations
+
+import time
+
+import common
+
+AXES = {"samples": (1, 2, 4, 8, 16), "length": (1, 2, 4, 8), "runs": (1, 2, 4, 8)}
+SAMPLES, LENGTH = 128, 12
+
+
+def turn(*, axis: str, times: int, number: int) -> dict:
+    """Do `times` as much of one kind of work."""
+    lab, folder = common.opened("tiny", epochs=1, n_train=160, workers=1)
+    from cfutils import models, recipes, replay, tune
+    from cfutils.decoding import continue_all
+    from cfutils.engines import Request
+
+    model = models.load(folder, lab.profile)
+    tokenizer = models.load_tokenizer(folder)
+    start = models.start_token(tokenizer, None)
+    chunk = lab.profile.chunk
+
+    def draw(n: int, length: int, stop: tuple[int, ...]) -> None:
+        requests = [Request((start,), i) for i in range(n)]
+        for begin in range(0, n, chunk):
+            continue_all(
+                model, requests[begin : begin + chunk], temperature=1.0, max_tokens=length, stop=stop
+            )
+
+    draw(8, 4, ())
+    workshop = lab.steps.workshop
+    target = [workshop._encode(example) for example in workshop._split[0]]
+    clock = time.perf_counter()
+    if axis == "samples":
+        draw(SAMPLES * times, LENGTH * 4, models.end_tokens(tokenizer, start))
+    elif axis == "length":
+        draw(SAMPLES, LENGTH * times, ())
+    else:
+        for seed in range(times):
+            plan = recipes.plan(lab.profile, "ft", seed=seed)
+            loop = tune.Loop(
+                models.load(folder, lab.profile), None, replay.mix(target, [], ratio=0.0, seed=seed),
+                profile=lab.profile, plan=plan, recipe=recipes.get("ft"),
+            )  # fmt: skip
+            for step in range(len(loop.steps)):
+                loop._step(step)
+    return {"seconds": time.perf_counter() - clock, "peak_mb": common.peak_mb()}
+
+
+if __name__ == "__main__":
+    common.main(
+        __file__, turn, [{"axis": axis, "times": n} for axis, sizes in AXES.items() for n in sizes]
+    )

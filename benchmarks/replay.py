@@ -1,0 +1,77 @@
+"""Replay by full-vocabulary KL beside replay by NLL: what a step costs, and what asking the base once does.
+
+Both arms tune on the same mix of target and context-free samples; only the loss of the replay tokens
+differs. `kl_live` asks the base at every step, as it is usually done.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import common
+
+STEPS, BATCH = 6, 8
+ARMS = ("nll", "kl", "kl_live")
+
+
+def turn(*, arm: str, base: str, number: int) -> dict:
+    """Tune for some steps; the first is not timed."""
+    lab, folder = common.opened(
+        base, batch_size=BATCH, n_train=STEPS * BATCH, epochs=1, engine="transformers", n_samples=64,
+        ratio=0.5,
+    )  # fmt: skip
+    from cfutils import models, packing, recipes, replay, sampling, tune
+
+    workshop = lab.steps.workshop
+    target = [workshop._encode(example) for example in workshop._split[0]]
+    pool = replay.from_samples(sampling.read(lab.ensure(lab.steps.samples("context_free"))))
+    workshop.rest()
+    recipe = "cfs" if arm == "nll" else "cf_kl"
+    plan = recipes.plan(lab.profile, recipe, seed=0)
+    mixed = replay.mix(target, pool, ratio=plan.ratio, seed=0)
+    model, teacher, once = models.load(folder, lab.profile), None, 0.0
+    if arm == "kl":
+        states = Path(tempfile.mkdtemp()) / "states.safetensors"
+        clock = time.perf_counter()
+        teacher = tune.Teacher(model, mixed.replay, states, limit=lab.profile.score_tokens)
+        once = time.perf_counter() - clock
+    if arm == "kl_live":
+        teacher = Live(models.load(folder, lab.profile), packing)
+    loop = tune.Loop(
+        model, teacher, mixed, profile=lab.profile, plan=plan, recipe=recipes.get(recipe)
+    )
+    seconds, losses = [], []
+    for step in range(len(loop.steps)):
+        clock = time.perf_counter()
+        losses.append(loop._step(step)["replay_loss"])
+        seconds.append(time.perf_counter() - clock)
+    return {
+        "seconds_per_step": statistics.mean(seconds[1:]),
+        "once_s": once,
+        "peak_mb": common.peak_mb(),
+        "losses": [round(x, 6) for x in losses],
+    }
+
+
+class Live:
+    """A base that is asked at every step."""
+
+    def __init__(self, base, packing) -> None:
+        self.base, self.packing, self.head = base, packing, packing.Head(base)
+
+    def hidden(self, sequences):
+        """Return last hidden states, computed now."""
+        import torch
+
+        with torch.no_grad():
+            found = self.packing.documents(sequences, self.base.device)
+            return self.packing.last_hidden(self.base, found.packed)[found.rows]
+
+
+if __name__ == "__main__":
+    common.main(
+        __file__, turn, [{"arm": arm, "base": base} for base in ("smollm2", "tiny") for arm in ARMS]
+    )
