@@ -43,7 +43,7 @@ def rows() -> list[dict]:
     if len(frame := read("replay")):
         add(frame, "replay", "seconds_per_step", ["base"], "kl", "s/step", False)
     if len(frame := read("sampling")):
-        add(frame, "sampling", "tokens_per_s", ["base"], "ours", "tokens/s")
+        add(frame, "sampling", "tokens_per_s", ["base", "dtype"], "ours", "tokens/s")
     for row in found:  # one column, whichever arm it is about
         row["ratio"] = next((row.pop(k) for k in list(row) if k.endswith(" is")), "")
     return found
@@ -70,9 +70,9 @@ def agreement() -> list[str]:
             gap = max(np.abs(first - np.array(c)).max() for c in curves.values())
             lines.append(f"{name.capitalize()}, {base}: curves of loss differ by at most {gap:.1e}.")
     if len(frame := read("sampling")):
-        for base, group in frame.dropna(subset="logprob").groupby("base", sort=False):
+        for keys, group in frame.dropna(subset="logprob").groupby(["base", "dtype"], sort=False):
             means = group.groupby("arm")["logprob"].mean().round(3).to_dict()
-            lines.append(f"Sampling, {base}: mean log p a token {means}.")
+            lines.append(f"Sampling, {' '.join(keys)}: mean log p a token {means}.")
     if len(frame := read("replay")):
         for base, group in frame[frame["arm"] == "kl"].groupby("base", sort=False):
             once = group["once_s"].median() / group["seconds_per_step"].median()
@@ -140,7 +140,9 @@ def main() -> None:
     bars(axes[0, 0], scoring, "seconds", "Scoring, seconds (zero-shot; 5 own, 5 same shots)", base)
     bars(axes[0, 1], read("tuning"), "tokens_per_s", "Tuning, supervised tokens/s", base)
     bars(axes[1, 0], read("replay"), "seconds_per_step", "Replay, seconds a step", base)
-    bars(axes[1, 1], read("sampling"), "tokens_per_s", "Sampling, tokens/s", base)
+    sampling = read("sampling")
+    sampling["arm"] = sampling["arm"] + " " + sampling["dtype"]
+    bars(axes[1, 1], sampling, "tokens_per_s", "Sampling, tokens/s", base)
     growth(axes[2])
     fig.suptitle("SmolLM2-135M in fp32 on two cores; ours in colour, bars are medians, lines ranges")
     plots.save(fig, "benchmarks", table, common.FOLDER)

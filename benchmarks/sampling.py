@@ -10,15 +10,17 @@ import time
 
 import common
 
+from cfutils.precision import bf16
+
 SIZE = {"smollm2": (64, 64), "tiny": (512, 96)}
 """Samples in a batch, and the cap on their length."""
 ARMS = ("forward", "generate", "ours", "vllm")
 
 
-def turn(*, arm: str, base: str, number: int) -> dict:
+def turn(*, arm: str, base: str, dtype: str, number: int) -> dict:
     """Draw one batch, after a small one that is not timed."""
     n, length = SIZE[base]
-    lab, folder = common.opened(base, chunk=n)
+    lab, folder = common.opened(base, chunk=n, dtype=dtype)
     import torch
 
     from cfutils import models
@@ -75,6 +77,8 @@ def turn(*, arm: str, base: str, number: int) -> dict:
 
 
 if __name__ == "__main__":
-    common.main(
-        __file__, turn, [{"arm": arm, "base": base} for base in ("smollm2", "tiny") for arm in ARMS]
-    )
+    dtypes = ("float32", "bfloat16") if bf16()[0] else ("float32",)
+    settings = [("smollm2", dtype) for dtype in dtypes] + [("tiny", "float32")]
+    common.main(__file__, turn, [
+        {"arm": arm, "base": base, "dtype": dtype} for base, dtype in settings for arm in ARMS
+    ])  # fmt: skip

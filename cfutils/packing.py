@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -131,6 +132,8 @@ def _attend(
 ) -> tuple[Tensor, None]:  # fmt: skip
     """Attention of transformers' models on a packed row; without one, their ordinary attention."""
     if packed is None:
+        if query.shape[2] == 1 and not kwargs.get("position_bias"):
+            return _attend_to_one(query, key, value, attention_mask, **kwargs), None
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     window = kwargs.get("sliding_window")
     if window and packed.trunk.length + packed.shape[1] > window:
@@ -146,6 +149,17 @@ def _attend(
         key, value = (torch.cat(pair, dim=2) for pair in zip(first, (key, value), strict=True))
     out, _ = sdpa_attention_forward(module, query, key, value, packed.mask, **kwargs)
     return packed.gather(out), None
+
+
+def _attend_to_one(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, scaling: float | None = None,
+    **_: Any,
+) -> Tensor:  # fmt: skip
+    """Attention of one new token: heads that share keys stand as queries of one head, so none is copied."""
+    rows, heads, _, d = query.shape
+    folded = query.reshape(rows, key.shape[1], heads // key.shape[1], d)
+    out = F.scaled_dot_product_attention(folded, key, value, attn_mask=mask, scale=scaling)
+    return out.reshape(rows, 1, heads, -1)
 
 
 AttentionInterface.register(NAME, _attend)
