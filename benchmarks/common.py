@@ -45,7 +45,7 @@ def turns(script: str, settings: list[dict], *, rounds: int) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def main(script: str, turn: Callable[..., dict], settings: list[dict], *, rounds: int = 3) -> None:
+def main(script: str, turn: Callable[..., dict], settings: list[dict], *, rounds: int = 2) -> None:
     """Measure, or (called by itself) take one turn; write figures/bench/NAME.csv."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=rounds)

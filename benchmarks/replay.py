@@ -13,7 +13,7 @@ from pathlib import Path
 
 import common
 
-STEPS, BATCH = 6, 8
+STEPS, BATCH = 5, 8
 ARMS = ("nll", "kl", "kl_live")
 
 

@@ -13,7 +13,7 @@ import time
 
 import common
 
-STEPS, BATCH = 6, 8
+STEPS, BATCH = 5, 8
 ARMS = ("ours", "ours_checkpointing", "sft", "sft_plain", "trainer")
 
 

@@ -18,7 +18,7 @@ STOCK = {"until": ["\n"], "do_sample": False, "max_gen_toks": 32}
 
 @pytest.fixture(scope="module")
 def profile():
-    return profiles.load("tiny", score_batch=4)
+    return profiles.load("tiny", chunk=4)
 
 
 @pytest.fixture(scope="module")
@@ -155,3 +155,27 @@ def test_several_tasks_at_once_are_what_each_is_alone(model, profile):
     for name in ("sum", "lookup"):
         assert together[name] == answers(name)[name]
     assert set(together) == set(names)
+
+
+def test_choices_have_lm_evals_own_log_likelihoods(ours, theirs):
+    """Several tasks at once, one-token answers among them, one context too long for the base."""
+    pairs = []
+    for name in ("category", "largest", "reverse"):
+        for prompt, answer in islice(skills.items(name, heldout=True, seed=6), 5):
+            pairs += [(prompt, answer), (prompt, " cat"), (prompt, " cat dog sun"), (prompt, answer)]
+    pairs.append(("reverse: cat dog -> dog cat " * 60, " cat"))
+    made = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]
+    found, expected = (lm.loglikelihood(made, disable_tqdm=True) for lm in (ours, theirs))
+    assert [x for x, _ in found] == pytest.approx([x for x, _ in expected], abs=1e-4)
+    assert [flag for _, flag in found] == [flag for _, flag in expected]
+    assert any(flag for _, flag in found) and not all(flag for _, flag in found)
+
+
+def test_a_model_that_cannot_be_packed_is_scored_by_lm_evals_own_class(theirs, model, monkeypatch):
+    lm = Harness(pretrained=model, tokenizer=models.load_tokenizer(FOLDER), batch_size=2)
+    monkeypatch.setattr(harness.packing, "packs", lambda _: False)
+    monkeypatch.setattr(harness.trees, "loglikelihoods", None)  # would raise
+    made = [Instance("loglikelihood", {}, ("largest: 3 5 ->", " 5"), 0)]
+    assert lm.loglikelihood(made, disable_tqdm=True)[0][0] == pytest.approx(
+        theirs.loglikelihood(made, disable_tqdm=True)[0][0], abs=1e-4
+    )

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from cfutils import losses
-from cfutils.replay import Sequence
 
 LN2, LN3 = math.log(2), math.log(3)
 P0, P = (0.5, 0.25, 0.25), (0.25, 0.25, 0.5)
@@ -19,56 +18,11 @@ def logits_of(*laws):
     return torch.tensor(laws).log() + 3.0
 
 
-def batch():
-    """Logits (2, 3, 4), ids and mask: row 1 is one token shorter, its last column is padding.
-
-    Row 0: ids 3 1 0, all but token 0 carry loss. Row 1: ids 2 3 (padding), token 1 carries loss.
-    What predicts: row 0, token 1 (id 1): law (1/8, 1/2, 1/4, 1/8) -> p = 1/2, NLL = ln 2.
-                   row 0, token 2 (id 0): law (1/4, 1/4, 1/4, 1/4) -> p = 1/4, NLL = 2 ln 2.
-                   row 1, token 1 (id 3): law (1/6, 1/6, 1/3, 1/3) -> p = 1/3, NLL = ln 3.
-    """
-    noise = [0.7, 0.1, 0.1, 0.1]
-    logits = torch.stack(
-        [
-            logits_of([1 / 8, 1 / 2, 1 / 4, 1 / 8], [1 / 4] * 4, noise),
-            logits_of([1 / 6, 1 / 6, 1 / 3, 1 / 3], noise, noise),
-        ]
-    )
-    ids = torch.tensor([[3, 1, 0], [2, 3, 0]])
-    mask = torch.tensor([[True, True, True], [False, True, False]])
-    return logits, ids, mask
-
-
-def test_nll_of_supervised_tokens():
-    nll = losses.token_nll(*losses.supervised(*batch()))
+def test_nll():
+    """p = 1/2, 1/4, 1/3 of the tokens that came: ln 2, 2 ln 2, ln 3."""
+    rows = logits_of([1 / 8, 1 / 2, 1 / 4, 1 / 8], [1 / 4] * 4, [1 / 6, 1 / 6, 1 / 3, 1 / 3])
+    nll = losses.token_nll(rows, torch.tensor([1, 0, 3]))
     torch.testing.assert_close(nll, torch.tensor([LN2, 2 * LN2, LN3]))
-
-
-def test_the_first_token_carries_no_loss():
-    """Nothing predicts token 0, so that mask[:, 0] changes nothing."""
-    logits, ids, mask = batch()
-    other = mask.clone()
-    other[:, 0] = ~mask[:, 0]
-    for a, b in zip(
-        losses.supervised(logits, ids, mask), losses.supervised(logits, ids, other), strict=True
-    ):
-        assert torch.equal(a, b)
-
-
-def test_padding_and_unmasked_positions_do_not_matter():
-    logits, ids, mask = batch()
-    changed = logits.clone()
-    changed[:, 2] = 99.0  # predicts nothing
-    changed[1, 1] = -99.0  # predicts padding
-    ids[1, 2] = 3
-    nll = losses.token_nll(*losses.supervised(changed, ids, mask))
-    torch.testing.assert_close(nll, torch.tensor([LN2, 2 * LN2, LN3]))
-
-
-def test_losses_are_computed_in_fp32():
-    logits, ids, mask = batch()
-    rows, _ = losses.supervised(logits.bfloat16(), ids, mask)
-    assert rows.dtype == torch.float32
 
 
 def test_forward_kl_and_its_direction():
@@ -112,9 +66,10 @@ def test_gradient_of_kl_is_zero_at_the_base_and_that_of_nll_is_not():
 
 def test_entropy():
     """Uniform: ln V. (1/2, 1/4, 1/4): 1/2 ln 2 + 2 * 1/4 * 2 ln 2 = 3/2 ln 2. One sure token: 0."""
-    torch.testing.assert_close(losses.token_entropy(torch.zeros(1, 5)), torch.tensor([math.log(5)]))
-    torch.testing.assert_close(losses.token_entropy(logits_of(P0)), torch.tensor([1.5 * LN2]))
-    sure = losses.token_entropy(torch.tensor([[500.0, 0.0, 0.0]]))
+    laws = torch.tensor([[1 / 4] * 4, [1 / 2, 1 / 4, 1 / 8, 1 / 8]]).log()
+    # 1/2 ln 2 + 1/4 2 ln 2 + 2/8 3 ln 2 = 7/4 ln 2
+    torch.testing.assert_close(losses.entropy(laws), torch.tensor([2 * LN2, 1.75 * LN2]))
+    sure = losses.entropy(torch.tensor([[500.0, 0.0, 0.0]]).log_softmax(-1))
     torch.testing.assert_close(sure, torch.zeros(1))
 
 
@@ -127,13 +82,49 @@ def test_l2_is_a_sum_not_a_mean():
         losses.l2(theta, zero[:1])
 
 
-def test_micro_batches_pad_on_the_right_and_mask_what_carries_loss():
-    sequences = [Sequence((7, 8, 9), 2), Sequence((5, 6), 1), Sequence((1, 2, 3, 4), 1)]
-    (ids, seen, mask), (ids2, _, mask2) = losses.micro_batches(sequences, 2)
-    # sorted by length: (5 6), (7 8 9) | (1 2 3 4)
-    assert ids.tolist() == [[5, 6, 0], [7, 8, 9]]
-    assert seen.tolist() == [[1, 1, 0], [1, 1, 1]]
-    assert mask.tolist() == [[False, True, False], [False, False, True]]
-    assert ids2.tolist() == [[1, 2, 3, 4]] and mask2.tolist() == [[False, True, True, True]]
-    in_order = next(losses.micro_batches(sequences, 3, by_length=False))[0]
-    assert in_order[:, 0].tolist() == [7, 5, 1]
+# ---- in chunks
+
+
+class Spy(torch.nn.Linear):
+    """A head that remembers how many rows it saw at a time."""
+
+    def forward(self, hidden):
+        self.seen = [*getattr(self, "seen", []), len(hidden)]
+        return super().forward(hidden)
+
+
+def parts(frozen):
+    torch.manual_seed(0)
+    head = Spy(6, 11, bias=False).requires_grad_(not frozen)
+    hidden = torch.randn(7, 6, requires_grad=True)
+    targets, base = torch.randint(11, (7,)), torch.randn(7, 11)
+    weights = torch.tensor([1.0, 1, 1, 0.5, 0.5, 2, 0])
+    return head, hidden, targets, base, weights
+
+
+@pytest.mark.parametrize("size", [1, 3, 100])
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("kind", ["nll", "kl"])
+def test_chunks_give_the_value_and_gradients_of_the_whole(kind, frozen, size):
+    """Also behind a factor (a process's share), and where the weight is used elsewhere too (tied)."""
+    head, hidden, targets, base, weights = parts(frozen)
+
+    def term(logits, rows):
+        if kind == "nll":
+            return losses.token_nll(logits, targets[rows])
+        return losses.token_kl(base[rows], logits)
+
+    each = term(head(hidden), slice(None))
+    whole = 3 * (each * weights).sum() + head.weight.square().sum()
+    wanted = torch.autograd.grad(whole, [hidden, *([] if frozen else [head.weight])])
+    head.seen = []
+    loss, found = losses.in_chunks(head, hidden, weights, term, size=size)
+    assert max(head.seen) <= size and sum(head.seen) == 7
+    torch.testing.assert_close(found, each)
+    (3 * loss + head.weight.square().sum()).backward()
+    torch.testing.assert_close(loss, (each * weights).sum())
+    torch.testing.assert_close(hidden.grad, wanted[0])
+    if frozen:
+        assert head.weight.grad is None
+    else:
+        torch.testing.assert_close(head.weight.grad, wanted[1])

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import torch
 
-from cfutils import paths, pretraining, skills, tasks
+from cfutils import checkpoints, paths, pretraining, skills, tasks
 from cfutils.pretraining import END, START, Pretraining
 from cfutils.splits import is_heldout
 
@@ -210,14 +210,14 @@ def test_a_killed_pretraining_goes_on_to_the_same_weights(pretrain, monkeypatch,
     whole, _ = pretrain("whole")
     minutes = iter(range(0, 10**9, 200))
     monkeypatch.setattr(pretraining, "time", SimpleNamespace(monotonic=lambda: next(minutes)))
-    write = pretraining._checkpoint
+    write = checkpoints.save
 
-    def kill(work, model, optimizer, step, log):
-        write(work, model, optimizer, step, log)
+    def kill(*state, step, log):
+        write(*state, step=step, log=log)
         if step == 5:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(pretraining, "_checkpoint", kill)
+    monkeypatch.setattr(checkpoints, "save", kill)
     with pytest.raises(KeyboardInterrupt):
         pretrain("killed")
     capsys.readouterr()

@@ -10,9 +10,10 @@ import pandas as pd
 import pytest
 import torch
 
-from cfutils import engines, forgetting, harness, models, replay, score, skills, tasks
+from cfutils import decoding, forgetting, harness, models, replay, score, skills, tasks
 from cfutils.replay import Sequence
 from cfutils.tasks import Example
+from cfutils.tokens import Remembered
 
 SEQUENCES = [Sequence((0, 5, 6, 7, 8), 1), Sequence((9, 10, 11), 2), Sequence((3, 4, 5, 6), 1)]
 
@@ -79,35 +80,12 @@ def test_with_equal_weights_it_is_the_mean_and_its_standard_error():
     assert math.isnan(forgetting.aggregate(item_frame([4], [2])).iloc[0].stderr)
 
 
-# ---- tokens
-
-
-def test_kl_of_a_model_to_itself_is_zero(base):
-    for nll, kl, nll_base in score.token_scores(base, base, SEQUENCES, size=2):
-        np.testing.assert_allclose(kl, 0, atol=1e-6)
-        assert (nll > 0).all() and (nll == nll_base).all()
-    for nll, kl, nll_base in score.token_scores(base, None, SEQUENCES, size=2):
-        assert (kl == 0).all() and (nll == nll_base).all()
-
-
-@pytest.mark.parametrize("size", [1, 2, 8])
-def test_token_scores_equal_a_direct_computation(base, other, size):
-    """NLL of both models and KL(base || tuned), unpadded, in fp64, at the supervised tokens."""
-    found = score.token_scores(other, base, SEQUENCES, size=size)
-    for sequence, (nll, kl, nll_base) in zip(SEQUENCES, found, strict=True):
-        log_p0, log_p = log_law(base, sequence.ids), log_law(other, sequence.ids)
-        where = range(sequence.first, len(sequence.ids))
-        np.testing.assert_allclose(nll, [-log_p[t - 1, sequence.ids[t]] for t in where], rtol=1e-4)
-        expected = [-log_p0[t - 1, sequence.ids[t]] for t in where]
-        np.testing.assert_allclose(nll_base, expected, rtol=1e-4)
-        direct = (log_p0.exp() * (log_p0 - log_p)).sum(-1)
-        np.testing.assert_allclose(kl, [direct[t - 1] for t in where], rtol=1e-3, atol=1e-6)
-        assert len(nll) == len(kl) == len(nll_base) == sequence.supervised
+# ---- probes
 
 
 def test_probes_are_stored_by_item_and_by_token(base, other, tokenizer, tmp_path):
     sequences = {"prose": SEQUENCES[:2], "stories": SEQUENCES[2:]}
-    score.probe(tmp_path, other, base, tokenizer, sequences, size=8)
+    score.probe(tmp_path, other, Remembered(base, {}), tokenizer, sequences, limit=64)
     items = pd.read_parquet(tmp_path / "items.parquet")
     tokens = pd.read_parquet(tmp_path / "tokens.parquet")
     assert list(items) == score.ITEM and set(items["group"]) == {"probe"}
@@ -127,7 +105,7 @@ def test_probes_are_stored_by_item_and_by_token(base, other, tokenizer, tmp_path
 
 
 def test_a_probe_that_is_an_end_token_alone_has_no_bits_per_byte(base, tokenizer, tmp_path):
-    score.probe(tmp_path, base, None, tokenizer, {"prose": [Sequence((0, 0), 1)]}, size=8)
+    score.probe(tmp_path, base, None, tokenizer, {"prose": [Sequence((0, 0), 1)]}, limit=64)
     items = pd.read_parquet(tmp_path / "items.parquet")
     assert items["metric"].tolist() == ["nll", "kl"]
 
@@ -135,7 +113,7 @@ def test_a_probe_that_is_an_end_token_alone_has_no_bits_per_byte(base, tokenizer
 def test_estimates_by_hand(base, other, tmp_path, monkeypatch):
     """log_ratio: sum of log p_0 - log p; kl: sum over the same prefixes; both in nats a sequence."""
     monkeypatch.setattr(score, "TIMED", 2)
-    notes = score.estimate(tmp_path, base, other, SEQUENCES, size=2)
+    notes = score.estimate(tmp_path, base, other, SEQUENCES, limit=8)
     frame = pd.read_parquet(tmp_path / "estimate.parquet")
     assert frame["tokens"].tolist() == [4, 1, 3]
     for sequence, row in zip(SEQUENCES, frame.itertuples(), strict=True):
@@ -324,9 +302,9 @@ def test_a_target_that_generates_is_answered_for_some_items(
 ):
     """gsm8k by lm-eval's own definition: strict and flexible match of the first n_generate items."""
     asked = []
-    draw = engines.continue_all
+    draw = decoding.continue_all
     monkeypatch.setattr(
-        engines, "continue_all", lambda *a, **k: asked.append((a, k)) or draw(*a, **k)
+        decoding, "continue_all", lambda *a, **k: asked.append((a, k)) or draw(*a, **k)
     )
     docs = [{"question": f"{i} + 1?", "answer": f"It is {i + 1}.\n#### {i + 1}"} for i in range(3)]
     examples = [tasks._gsm8k_example(doc) for doc in docs]
@@ -388,7 +366,7 @@ def test_entropy_along_samples(base, tmp_path):
             "logprobs": [[-1.0, -2.0, -3.0], [-4.0]],
         }
     )
-    notes = score.entropy(tmp_path, base, samples)
+    notes = score.entropy(tmp_path, base, samples, limit=64)
     frame = pd.read_parquet(tmp_path / "entropy.parquet")
     assert frame["sample"].tolist() == [0, 0, 0, 1]
     assert frame["position"].tolist() == [0, 1, 2, 0]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -61,8 +63,11 @@ def loop_of(tiny_base, profile, recipe, target, pool, **plan_changes):
     plan = replace(recipes.plan(profile, recipe, seed=0), **plan_changes)
     mixed = replay.mix(target, pool, ratio=plan.ratio or 0.0, seed=0)
     model = models.load(tiny_base, profile)
-    base = models.load(tiny_base, profile).requires_grad_(False)
-    loop = tune.Loop(model, base, mixed, profile=profile, plan=plan, recipe=recipes.get(recipe))
+    teacher = None
+    if recipes.get(recipe).replay_loss == "kl":
+        states = Path(tempfile.mkdtemp()) / "states.safetensors"
+        teacher = tune.Teacher(model, tuple(pool), states, limit=64)
+    loop = tune.Loop(model, teacher, mixed, profile=profile, plan=plan, recipe=recipes.get(recipe))
     loop.optimizer.step = lambda: None
     loop.optimizer.zero_grad = lambda **_: None
     return loop
@@ -106,13 +111,14 @@ def test_a_killed_run_resumes_to_the_same_weights(tuned, tmp_path, monkeypatch, 
     assert all(torch.equal(whole[k], weights[k]) for k in whole)
     pd.testing.assert_frame_equal(again.drop(columns="seconds"), log.drop(columns="seconds"))
     assert again["seconds"].is_monotonic_increasing
-    assert not list(work.glob("checkpoint*")), "no checkpoint in the artifact"
+    left = [*work.glob("checkpoint*"), *work.glob("states*")]
+    assert not left, "neither a checkpoint nor the base's states in the artifact"
 
 
 @pytest.mark.parametrize("recipe", ["cfs", "cf_kl"])
-def test_the_size_of_a_micro_batch_does_not_change_the_result(tuned, recipe):
+def test_the_size_of_a_pass_does_not_change_the_result(tuned, recipe):
     """Up to rounding; at a small learning rate, for Adam's first step takes the sign of a gradient."""
-    one, two = (tuned(recipe, micro_batch=n, batch_size=4, lr=1e-4)[2] for n in (8, 1))
+    one, two = (tuned(recipe, pass_tokens=n, batch_size=4, lr=1e-4)[2] for n in (4096, 1))
     for name in one:
         torch.testing.assert_close(one[name], two[name], atol=1e-5, rtol=0)
 
@@ -155,13 +161,63 @@ def test_replay_of_very_few_tokens_a_step_keeps_its_weight(tiny_base, tiny_profi
 
 
 def test_the_gradient_of_kl_at_the_base_is_zero(tiny_base, tiny_profile):
-    """With a pool and next to no weight on the target, only the KL term is left, and it is zero."""
-    loop = loop_of(tiny_base, tiny_profile.change(clip=1e9), "cf_kl", TARGET, POOL)
-    value = loop._backward(POOL[:4], loop._kl, scale=1.0)
-    assert abs(value) < 1e-4
-    assert max(p.grad.abs().max().item() for p in loop.trained) < 1e-4
-    nll = loop._backward(POOL[:4], loop._nll, scale=1.0)
-    assert nll > 1 and max(p.grad.abs().max().item() for p in loop.trained) > 1e-2
+    """Replay alone: zero for the KL, on every sample; not for the NLL."""
+    for recipe in ("cf_kl", "cfs"):
+        loop = loop_of(tiny_base, tiny_profile.change(clip=1e9), recipe, TARGET, POOL)
+        _, value = loop._backward([], POOL[:4])
+        steepest = max(p.grad.abs().max().item() for p in loop.trained)
+        if recipe == "cf_kl":
+            assert abs(value) < 1e-4 and steepest < 1e-4
+        else:
+            assert value > 1 and steepest > 1e-2
+
+
+@pytest.mark.parametrize("train", ["all", "lora"])
+def test_stored_states_are_worth_a_base_that_is_asked(tuned, tiny_base, tiny_profile, monkeypatch, train):
+    """Four steps at a rate that moves the model: the same losses as with the base at every step."""
+    row = replace(recipes.get("cf_kl"), train=train)
+    monkeypatch.setitem(recipes.RECIPES, "cf_kl", row)
+    _, stored, one = tuned("cf_kl", lr=1e-2)
+    base = models.load(tiny_base, tiny_profile)
+
+    def live(self, sequences):
+        rows = [base.model(torch.tensor([s.ids])).last_hidden_state[0, s.first - 1 : -1] for s in sequences]
+        return torch.cat(rows).detach()
+
+    monkeypatch.setattr(tune.Teacher, "hidden", live)
+    _, asked, two = tuned("cf_kl", lr=1e-2)
+    np.testing.assert_allclose(stored["replay_loss"], asked["replay_loss"], atol=1e-5, rtol=1e-4)
+    assert stored["replay_loss"].iloc[-1] > 1e-3
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], atol=1e-4, rtol=0)
+
+
+def test_both_terms_of_a_step_by_hand(tiny_base, tiny_profile):
+    """At weights that have left the base: sums of NLL and of KL over unpadded passes, in fp64."""
+    loop = loop_of(tiny_base, tiny_profile, "cf_kl", TARGET, POOL)
+    base = models.load(tiny_base, tiny_profile)
+    with torch.no_grad():
+        for p in loop.trained:
+            p.add_(0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
+        tuned_laws, laws = (
+            [m(torch.tensor([s.ids])).logits[0].double().log_softmax(-1) for s in (*TARGET[:2], *POOL[:3])]
+            for m in (loop.student.model, base)
+        )
+    nll = -sum(
+        law[t - 1, s.ids[t]].item()
+        for s, law in zip(TARGET[:2], tuned_laws, strict=False) for t in range(s.first, len(s.ids))
+    )  # fmt: skip
+    kl = sum(
+        (q[s.first - 1 : -1].exp() * (q - p)[s.first - 1 : -1]).sum().item()
+        for s, p, q in zip(POOL[:3], tuned_laws[2:], laws[2:], strict=True)
+    )
+    assert loop._backward(TARGET[:2], POOL[:3]) == pytest.approx((nll, kl), rel=1e-4)
+
+
+def test_activations_computed_again_give_the_same_result(tuned):
+    one, two = (tuned("cfs", gradient_checkpointing=on)[2] for on in (False, True))
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], atol=1e-5, rtol=0)
 
 
 def test_a_kl_run_starts_at_zero_and_an_nll_run_does_not(tuned):
@@ -305,7 +361,5 @@ def test_l2_of_the_loop_is_the_stated_sum(tiny_base, tiny_profile):
         for p in loop.trained:
             p.add_(0.01)
     n = sum(p.numel() for p in loop.trained)
-    assert losses.l2(loop.trained, loop.base.parameters()).item() == pytest.approx(
-        n * 1e-4, rel=1e-3
-    )
+    assert losses.l2(loop.trained, loop.reference).item() == pytest.approx(n * 1e-4, rel=1e-3)
     assert loop._step(0)["penalty"] == pytest.approx(n * 1e-4, rel=1e-3)

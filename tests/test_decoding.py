@@ -1,0 +1,177 @@
+"""The loop on a law that is known, against a reference on a real architecture, and its draws by hand."""
+
+from __future__ import annotations
+
+from collections import Counter
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from cfutils import decoding, models
+from cfutils.decoding import choose, continue_all
+from cfutils.engines import Request
+
+LAW = [[0.5, 0.3, 0.2], [0.1, 0.6, 0.3], [0.25, 0.25, 0.5]]  # p(next | last)
+
+
+class Markov:
+    """A model of three tokens whose next one depends on the last alone; counts the rows of each pass."""
+
+    device = torch.device("cpu")
+    config = SimpleNamespace(
+        _attn_implementation="its own", get_text_config=lambda: SimpleNamespace(num_hidden_layers=0)
+    )
+
+    def __init__(self):
+        self.logits, self.rows = torch.tensor(LAW).log(), []
+
+    def __call__(self, *, input_ids, past_key_values, **_):
+        self.rows.append(len(input_ids))
+        cache = past_key_values or SimpleNamespace(batch_select_indices=lambda keep: None)
+        return SimpleNamespace(logits=self.logits[input_ids[:, -1:]], past_key_values=cache)
+
+
+def draw(requests, *, temperature=1.0, max_tokens=1, stop=(), **more):
+    model = Markov()
+    found = continue_all(
+        model, requests, temperature=temperature, max_tokens=max_tokens, stop=stop, **more
+    )
+    return found, model.rows
+
+
+def test_temperature_0_takes_the_likeliest_token():
+    """0 -> 0; 1 -> 1; 2 -> 2, whatever the seed; log p is that of the law itself."""
+    found, _ = draw([Request((2, last), seed) for last in range(3) for seed in range(3)],
+                    temperature=0, max_tokens=4)  # fmt: skip
+    for i, completion in enumerate(found):
+        last = i // 3
+        assert completion.token_ids == [last] * 4
+        assert completion.logprobs == pytest.approx([np.log(LAW[last][last])] * 4)
+        assert completion.finish_reason == "length"
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_draws_follow_the_law(temperature):
+    """4000 pairs: chi-square of the 9 possible below 26.1, which luck exceeds once in 1000 times."""
+    found, _ = draw([Request((0,), i) for i in range(4000)], temperature=temperature, max_tokens=2)
+    law = np.array(LAW) ** (1 / temperature)
+    law /= law.sum(1, keepdims=True)
+    seen = Counter(tuple(c.token_ids) for c in found)
+    expected = {(a, b): 4000 * law[0][a] * law[a][b] for a in range(3) for b in range(3)}
+    assert sum((seen[k] - n) ** 2 / n for k, n in expected.items()) < 26.1
+    for completion in found[:50]:
+        a, b = completion.token_ids
+        assert completion.logprobs == pytest.approx(np.log([LAW[0][a], LAW[a][b]]))
+
+
+def test_a_draw_does_not_depend_on_its_neighbours():
+    """Others end before it, begin elsewhere, stand before or behind it."""
+    one = Request((0, 1), 42)
+    (alone,), _ = draw([one], max_tokens=30, stop=(2,))
+    others = [Request((0,) * n, n) for n in range(1, 9)]
+    for place in (0, 4, 8):
+        requests = [*others[:place], one, *others[place:]]
+        found, _ = draw(requests, max_tokens=30, stop=(2,))
+        assert found[place] == alone
+    (other,), _ = draw([Request((0, 1), 43)], max_tokens=30)
+    assert other.token_ids != draw([one], max_tokens=30)[0][0].token_ids
+
+
+def test_finished_rows_leave_the_batch():
+    found, rows = draw([Request((0,), i) for i in range(50)], max_tokens=40, stop=(2,))
+    lengths = [len(c.token_ids) for c in found]
+    expected, size = [], 50  # rows leave once an eighth of the batch is done
+    for step in range(max(lengths)):
+        expected.append(size)
+        left = sum(n > step + 1 for n in lengths)
+        size = left if left <= size * 7 / 8 else size
+    assert rows == expected
+    assert len(set(rows)) > 4 and len(rows) < 40
+    assert {c.finish_reason for c in found} == {"stop"}
+    assert all(c.token_ids[-1] == 2 and 2 not in c.token_ids[:-1] for c in found)
+
+
+def test_enough_ends_a_row_at_the_next_time_it_is_asked():
+    """Asked behind tokens 16 and 32: rows that begin with 1 have enough, the others go on to 40."""
+    requests = [Request((0,), i) for i in range(20)]
+    plain, _ = draw(requests, max_tokens=40)
+    found, rows = draw(requests, max_tokens=40, enough=lambda ids: ids[0] == 1)
+    early = [c.token_ids[0] == 1 for c in plain]
+    assert 0 < sum(early) < 20
+    for a, b, is_early in zip(plain, found, early, strict=True):
+        n = 16 if is_early else 40
+        assert b.token_ids == a.token_ids[:n] and b.finish_reason == "length"
+    assert 20 - sum(early) <= 20 * 7 / 8
+    assert rows == [20] * 16 + [20 - sum(early)] * 24
+    asked, rows = draw(requests, max_tokens=40, enough=lambda ids: len(ids) > 16)
+    assert {len(c.token_ids) for c in asked} == {32} and len(rows) == 32
+
+
+# ---- one token
+
+
+def test_a_token_is_the_first_whose_cumulated_probability_exceeds_the_number(monkeypatch):
+    """Law (.1 .2 0 .3 .4), cumulated .1 .3 .3 .6 1, in pieces of two tokens, the last one padded."""
+    monkeypatch.setattr(decoding, "PIECE", 2)
+    law = torch.tensor([0.1, 0.2, 0.0, 0.3, 0.4])
+    numbers = [0.0, 0.0999, 0.1001, 0.2999, 0.3001, 0.5999, 0.6001, 1 - 1e-16]
+    tokens, logprobs = choose(
+        (law.log() + 2).repeat(8, 1), torch.tensor(numbers, dtype=torch.float64), temperature=1.0
+    )
+    assert tokens.tolist() == [0, 0, 1, 1, 3, 3, 4, 4]
+    torch.testing.assert_close(logprobs, law.log()[tokens])
+
+
+def test_temperature_sharpens_the_draw_and_not_the_log_probability():
+    """At T = 1/2 the law (.2 .8) is (.04 .64) / .68 = (1/17, 16/17)."""
+    logits = torch.tensor([[0.2, 0.8]]).log().repeat(2, 1)
+    numbers = torch.tensor([0.99 / 17, 1.01 / 17], dtype=torch.float64)
+    tokens, logprobs = choose(logits, numbers, temperature=0.5)
+    assert tokens.tolist() == [0, 1]
+    torch.testing.assert_close(logprobs, torch.tensor([0.2, 0.8]).log())
+
+
+def test_what_has_no_probability_is_never_drawn():
+    """Most of the vocabulary at minus infinity, numbers up to the last below 1."""
+    torch.manual_seed(0)
+    logits = torch.randn(2000, 700)
+    there = torch.rand(2000, 700) < 0.02
+    there[:, 350] = True
+    numbers = torch.cat([torch.rand(1990, dtype=torch.float64), torch.full((10,), 1 - 1e-16).double()])
+    tokens, logprobs = choose(logits.masked_fill(~there, -torch.inf), numbers, temperature=1.0)
+    assert there.gather(1, tokens[:, None]).all() and torch.isfinite(logprobs).all()
+
+
+# ---- against a reference
+
+
+def reference(model, request, *, max_tokens, stop):
+    """A whole forward pass a token, plain cumulation in fp64, the same uniform numbers."""
+    uniforms = decoding._uniforms(request.seed, max_tokens)
+    ids, drawn = list(request.prompt), []
+    for number in uniforms:
+        law = model(torch.tensor([ids])).logits[0, -1].double().softmax(-1).cumsum(-1)
+        drawn.append(int(torch.searchsorted(law, number * law[-1], right=True)))
+        ids.append(drawn[-1])
+        if drawn[-1] in stop:
+            break
+    return drawn
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@torch.inference_mode()
+def test_tokens_are_those_of_whole_passes(tiny_base, tiny_profile, packed):
+    """Prompts of different length, rows that end early; with room set aside and with the model's cache."""
+    model = models.load(tiny_base, tiny_profile)
+    if not packed:
+        model.set_attn_implementation("sdpa")
+    rng = np.random.default_rng(0)
+    requests = [Request(tuple(map(int, rng.integers(1, 300, 1 + i % 5))), i) for i in range(24)]
+    stop = tuple(range(40))
+    found = continue_all(model, requests, temperature=1.0, max_tokens=20, stop=stop)
+    for request, completion in zip(requests, found, strict=True):
+        assert completion.token_ids == reference(model, request, max_tokens=20, stop=stop)
+    lengths = {len(c.token_ids) for c in found}
+    assert len(lengths) > 5 and 20 in lengths
