@@ -103,12 +103,13 @@ class VllmEngine:
         return value
 
     def draw(
-        self, requests: list[Request], *, temperature: float, max_tokens: int, stop: tuple[int, ...]
-    ) -> list[Completion]:
-        """Draw one completion a request, in order."""
+        self, requests: list[Request], *, temperature: float, max_tokens: int, stop: tuple[int, ...],
+        texts: tuple[str, ...] = (),
+    ) -> list[Completion]:  # fmt: skip
+        """Draw one completion a request, in order; one of `texts` ends it too, and stands in it."""
         if self._process is None:
             self._start()
-        self._pipe.send((requests, temperature, max_tokens, list(stop)))
+        self._pipe.send((requests, temperature, max_tokens, list(stop), list(texts)))
         return self._receive()
 
     def __enter__(self) -> Self:
@@ -157,15 +158,14 @@ def _serve(pipe: Any, settings: dict[str, Any], log: str) -> None:
             generation_config="vllm",  # never the model's own top-k or temperature
             enable_prefix_caching=False,
             enforce_eager=not torch.cuda.is_available(),  # compiling takes a minute on a CPU
-            skip_tokenizer_init=True,
         )
         pipe.send(("ready", None))
         while True:
-            requests, temperature, max_tokens, stop = pipe.recv()
+            requests, temperature, max_tokens, stop, texts = pipe.recv()
             params = [
                 SamplingParams(
                     temperature=temperature, max_tokens=max_tokens, seed=r.seed, logprobs=0,
-                    stop_token_ids=stop, detokenize=False,
+                    stop_token_ids=stop, stop=texts, detokenize=bool(texts),
                 )
                 for r in requests
             ]  # fmt: skip

@@ -2,14 +2,16 @@
 
 What differs from lm-eval's HFLM: common beginnings are computed once and logits only where a continuation
 is scored (`trees`), and all greedy answers go through one loop that lets finished rows leave the batch
-(`decoding`). Log-likelihoods, texts and scores are the same (tested).
+(`decoding`), or through vLLM where they may be long. What comes out is the same (tested).
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +21,31 @@ from lm_eval.models.huggingface import HFLM
 from torch import nn
 
 from cfutils import decoding, models, packing, trees
-from cfutils.engines import Request
+from cfutils.engines import Completion, Request, VllmEngine
 from cfutils.profiles import Profile
 from cfutils.trees import Text
+
+PAYS = 20_000
+"""Tokens of answers, at most, from which on vLLM's start is worth its speed."""
 
 
 class Harness(HFLM):
     """lm-eval's HFLM, in whose place it stands: the same answers, sooner."""
 
-    def __init__(self, *args: Any, pass_tokens: int = 2048, **kwargs: Any) -> None:
-        """Take what HFLM takes; `pass_tokens` is the number of tokens in one forward pass of scoring."""
+    def __init__(
+        self, *args: Any, pass_tokens: int = 2048, engine: Callable[[], VllmEngine] | None = None,
+        **kwargs: Any,
+    ) -> None:  # fmt: skip
+        """Take what HFLM takes, and how scoring is to be done.
+
+        `pass_tokens` is the number of tokens in one forward pass; `engine` opens vLLM on the same
+        weights, which then writes the answers where they may be long.
+        """
         super().__init__(*args, **kwargs)
-        self.pass_tokens = pass_tokens
+        self.pass_tokens, self.engine = pass_tokens, engine
         packing.prepare(self.model)
+        # choices of one question follow each other: its text is encoded once
+        self.tok_encode = functools.lru_cache(maxsize=16)(self.tok_encode)
 
     def _loglikelihood_tokens(
         self, requests: list[tuple], disable_tqdm: bool = False, override_bs: int | None = None
@@ -50,18 +64,29 @@ class Harness(HFLM):
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Return the greedy continuation of each context, cut before its first stop text."""
+        longest = sum(request.args[1]["max_gen_toks"] for request in requests)
+        if self.engine is None or longest < PAYS:
+            return self._all(requests, self._loop, size=int(self.batch_size_per_gpu))
+        device = self.model.device
+        self.model.to("cpu")  # vLLM wants the GPU to itself
+        with self.engine() as engine:
+            found = self._all(requests, functools.partial(self._vllm, engine), size=len(requests))
+        self.model.to(device)
+        return found
+
+    def _all(self, requests: list[Instance], answer: Callable, *, size: int) -> list[str]:
         alike: dict[str, list[int]] = {}  # one batch has one set of stops
         for i in sorted(range(len(requests)), key=lambda i: -len(requests[i].args[0])):
             alike.setdefault(repr(requests[i].args[1]), []).append(i)
-        size = int(self.batch_size_per_gpu)
         texts: dict[int, str] = {}
         for order in alike.values():
             for begin in range(0, len(order), size):
                 places = order[begin : begin + size]
-                texts |= zip(places, self._continue([requests[i] for i in places]), strict=True)
+                part = [requests[i] for i in places]
+                texts |= zip(places, self._continue(part, answer), strict=True)
         return [texts[i] for i in range(len(requests))]
 
-    def _continue(self, requests: list[Instance]) -> list[str]:
+    def _continue(self, requests: list[Instance], answer: Callable) -> list[str]:
         settings = requests[0].args[1]
         if settings.get("do_sample"):
             raise NotImplementedError("a task that samples its answers; only greedy ones are scored")
@@ -72,17 +97,26 @@ class Harness(HFLM):
         for request in requests:
             ids = self.tok_encode(request.args[0])[-(self.max_length - longest) :]
             rows.append(Request(tuple(ids), 0))
-        done = decoding.continue_all(
-            self.model, rows, temperature=0, max_tokens=longest, stop=(self.eot_token_id,),
-            enough=lambda ids: any(text in self.tok_decode(ids) for text in stops),
-        )  # fmt: skip
         found = []
-        for completion in done:
+        for completion in answer(rows, longest, stops):
             text = self.tok_decode(completion.token_ids, skip_special_tokens=True)
             for stop in stops:
                 text = text.split(stop)[0]
             found.append(text)
         return found
+
+    def _loop(self, rows: list[Request], longest: int, stops: list[str]) -> list[Completion]:
+        return decoding.continue_all(
+            self.model, rows, temperature=0, max_tokens=longest, stop=(self.eot_token_id,),
+            enough=lambda ids: any(text in self.tok_decode(ids) for text in stops),
+        )  # fmt: skip
+
+    def _vllm(
+        self, engine: VllmEngine, rows: list[Request], longest: int, stops: list[str]
+    ) -> list[Completion]:
+        return engine.draw(
+            rows, temperature=0, max_tokens=longest, stop=(self.eot_token_id,), texts=tuple(stops)
+        )
 
 
 def evaluate(
@@ -95,9 +129,15 @@ def evaluate(
     for task in tasks.values():
         if task.OUTPUT_TYPE == "generate_until":
             task.set_config("generation_kwargs", {"max_gen_toks": profile.max_new_tokens}, update=True)
+    engine = None
+    if profile.engine == "vllm":
+        longest = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 4096
+        engine = functools.partial(VllmEngine, folder, profile, max_length=longest)
     with contextlib.redirect_stderr(io.StringIO()):  # its progress bars stick under papermill
-        lm = Harness(pretrained=model, tokenizer=tokenizer, batch_size=profile.chunk,
-                     pass_tokens=profile.score_tokens)
+        lm = Harness(
+            pretrained=model, tokenizer=tokenizer, batch_size=profile.chunk,
+            pass_tokens=profile.score_tokens, engine=engine,
+        )  # fmt: skip
         result = lm_evaluate(  # not simple_evaluate, which lists every installed package at each call
             lm, tasks, samples=indices, bootstrap_iters=0, log_samples=True,
             apply_chat_template=profile.chat_template,

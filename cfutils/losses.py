@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK = 256
+CHUNK = 128
 """Rows of logits that exist at a time: enough for a matrix product at full speed."""
 
 Term = Callable[[Tensor, slice], Tensor]
@@ -74,7 +74,7 @@ class _InChunks(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         losses = weights.new_zeros(len(hidden))
         by_hidden = torch.empty_like(hidden)
-        by_weight = [torch.zeros_like(p) for p in trained]
+        by_weight: list[Tensor] = []
         for begin in range(0, len(hidden), size):
             rows = slice(begin, begin + size)
             with torch.enable_grad():
@@ -82,8 +82,12 @@ class _InChunks(torch.autograd.Function):
                 values = term(head(piece), rows)
                 found = torch.autograd.grad((values * weights[rows]).sum(), [piece, *trained])
             losses[rows], by_hidden[rows] = values.detach(), found[0]
+            if not by_weight:
+                by_weight = list(found[1:])
+                continue
             for total, part in zip(by_weight, found[1:], strict=True):
                 total += part
+        by_weight = by_weight or [torch.zeros_like(p) for p in trained]  # no rows at all
         ctx.save_for_backward(by_hidden, *by_weight)
         ctx.mark_non_differentiable(losses)
         return (losses * weights).sum(), losses

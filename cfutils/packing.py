@@ -14,6 +14,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -39,17 +40,23 @@ class Block:
 
     def grow(self, path: list[int], ids: Iterable[int]) -> list[int]:
         """Add tokens behind the last of a path; return the places from the first to the last of them."""
-        path = list(path)
-        for token in ids:
-            self.parents.append(path[-1] if path else -1)
-            path.append(len(self.ids))
-            self.ids.append(token)
-        return path
+        ids, begin = list(ids), len(self.ids)
+        if not ids:
+            return list(path)
+        self.parents += [path[-1] if path else -1, *range(begin, begin + len(ids) - 1)]
+        self.ids += ids
+        return [*path, *range(begin, begin + len(ids))]
+
+    def runs(self) -> Iterator[tuple[int, int, int]]:
+        """Yield (parent, begin, end) of tokens each of which follows the one before it."""
+        starts = [i for i, parent in enumerate(self.parents) if parent != i - 1 or i == 0]
+        for begin, end in zip(starts, [*starts[1:], len(self.ids)], strict=True):
+            yield self.parents[begin], begin, end
 
     @property
     def branches(self) -> bool:
         """Whether a token has another than the one before it as its parent."""
-        return self.parents != list(range(-1, len(self.ids) - 1))
+        return len(list(self.runs())) > 1
 
 
 @dataclass(frozen=True)
@@ -102,8 +109,9 @@ def row(
     ids, positions, places = [], [], []
     for number, block in enumerate(blocks):
         depth: list[int] = []
-        for parent in block.parents:
-            depth.append(depth[parent] + 1 if parent >= 0 else trunk.length)
+        for parent, begin, end in block.runs():
+            first = depth[parent] + 1 if parent >= 0 else trunk.length
+            depth += range(first, first + end - begin)
         ids += block.ids
         positions += depth
         places += range(number * shape[1], number * shape[1] + len(block.ids))
@@ -117,11 +125,13 @@ def row(
 def _seen(blocks: Seq[Block], shape: tuple[int, int], trunk: int) -> Tensor:
     """What each token sees: the trunk, its ancestors and itself."""
     n, longest = shape
-    seen = torch.eye(longest, dtype=torch.bool).repeat(n, 1, 1).numpy()
+    seen = np.broadcast_to(np.eye(longest, dtype=bool), (n, longest, longest)).copy()
+    before_it = np.tri(longest, dtype=bool)
     for number, block in enumerate(blocks):
-        for place, parent in enumerate(block.parents):
+        for parent, begin, end in block.runs():
+            seen[number, begin:end, begin:end] = before_it[: end - begin, : end - begin]
             if parent >= 0:
-                seen[number, place] |= seen[number, parent]
+                seen[number, begin:end] |= seen[number, parent]
     before = torch.ones(n, longest, trunk, dtype=torch.bool)
     return torch.cat([before, torch.from_numpy(seen)], dim=-1)[:, None]
 

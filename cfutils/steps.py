@@ -31,7 +31,7 @@ PASSES = ("packing", "losses", "replay", "models")
 CODE = {
     "samples": ("sampling", "engines", "decoding", "models", "replay"),
     "run": ("tune", *PASSES, "tasks", "splits"),
-    "scores": ("score", "tokens", "harness", "trees", "decoding", *PASSES, "tasks", "splits"),
+    "scores": ("score", "tokens", "harness", "trees", "decoding", "engines", *PASSES, "tasks", "splits"),
     "entropy": ("score", "tokens", *PASSES),
     "estimate": ("score", "tokens", *PASSES, "tasks", "splits"),
 }

@@ -24,15 +24,21 @@ Z = 1.959964
 
 
 class Markov:
-    """A model whose next token depends on the last one alone."""
+    """A model whose next token depends on the last one alone: its states say which, its head the law."""
 
     device = torch.device("cpu")
+    text = SimpleNamespace()
+    config = SimpleNamespace(_attn_implementation="its own", get_text_config=lambda: Markov.text)
 
     def __init__(self, law):
-        self.logits = torch.tensor(law).log()
+        self.head = torch.nn.Linear(2, 2, bias=False)
+        self.head.weight.data = torch.tensor(law).log().T
 
-    def __call__(self, *, input_ids, attention_mask):
-        return SimpleNamespace(logits=self.logits[input_ids])
+    def get_output_embeddings(self):
+        return self.head
+
+    def base_model(self, *, input_ids, **_):
+        return SimpleNamespace(last_hidden_state=torch.eye(2)[input_ids])
 
 
 @pytest.fixture
@@ -40,7 +46,7 @@ def exact(tmp_path):
     """All four texts of two tokens: their probability under the base, log-ratio and KL."""
     texts = list(product((0, 1), repeat=2))
     sequences = [Sequence((0, *text), 1) for text in texts]
-    score.estimate(tmp_path, Markov(BASE), Markov(TUNED), sequences, size=3)
+    score.estimate(tmp_path, Markov(BASE), Markov(TUNED), sequences, limit=6)
     frame = pd.read_parquet(tmp_path / "estimate.parquet")
     return frame.assign(p=[BASE[0][a] * BASE[a][b] for a, b in texts])
 

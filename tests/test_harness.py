@@ -10,6 +10,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 from cfutils import harness, models, paths, profiles, skills, tasks
+from cfutils.engines import VllmEngine
 from cfutils.harness import Harness
 
 FOLDER = paths.data() / "tiny"
@@ -179,3 +180,21 @@ def test_a_model_that_cannot_be_packed_is_scored_by_lm_evals_own_class(theirs, m
     assert lm.loglikelihood(made, disable_tqdm=True)[0][0] == pytest.approx(
         theirs.loglikelihood(made, disable_tqdm=True)[0][0], abs=1e-4
     )
+
+
+@pytest.mark.slow
+def test_vllm_writes_the_same_answers_where_they_may_be_long(model, profile, prompts, monkeypatch):
+    """Stops inside, several settings; below the limit the loop answers and vLLM is not started."""
+    tokenizer, opened = models.load_tokenizer(FOLDER), []
+
+    def engine():
+        opened.append(VllmEngine(FOLDER, profile, max_length=256))
+        return opened[-1]
+
+    lm = Harness(pretrained=model, tokenizer=tokenizer, batch_size=4, engine=engine)
+    asked = requests(prompts, STOCK, {**STOCK, "until": ["=", "->"]}, {**STOCK, "max_gen_toks": 3})
+    expected = lm.generate_until(asked)
+    assert not opened
+    monkeypatch.setattr(harness, "PAYS", 1)
+    assert lm.generate_until(asked) == expected
+    assert len(opened) == 1 and len(set(expected)) > 6
