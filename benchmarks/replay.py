@@ -13,7 +13,7 @@ from pathlib import Path
 
 import common
 
-STEPS, BATCH = 5, 8
+STEPS, BATCH = 4, 8
 ARMS = ("nll", "kl", "kl_live")
 
 
@@ -36,7 +36,7 @@ def turn(*, arm: str, base: str, number: int) -> dict:
     if arm == "kl":
         states = Path(tempfile.mkdtemp()) / "states.safetensors"
         clock = time.perf_counter()
-        teacher = tune.Teacher(model, mixed.replay, states, limit=lab.profile.score_tokens)
+        teacher = tune.Teacher(model, mixed.replay, states, limit=lab.profile.pass_tokens)
         once = time.perf_counter() - clock
     if arm == "kl_live":
         teacher = Live(models.load(folder, lab.profile), packing)

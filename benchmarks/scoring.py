@@ -33,7 +33,7 @@ def turn(*, arm: str, base: str, shots: str, number: int) -> dict:
     ]
     model, tokenizer = models.load(folder, lab.profile), models.load_tokenizer(folder)
     if arm == "ours":
-        lm = Harness(pretrained=model, tokenizer=tokenizer, pass_tokens=lab.profile.score_tokens)
+        lm = Harness(pretrained=model, tokenizer=tokenizer, pass_tokens=lab.profile.pass_tokens)
     else:
         model.set_attn_implementation("sdpa")
         lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=HFLM_BATCH[base])

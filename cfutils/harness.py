@@ -136,7 +136,7 @@ def evaluate(
     with contextlib.redirect_stderr(io.StringIO()):  # its progress bars stick under papermill
         lm = Harness(
             pretrained=model, tokenizer=tokenizer, batch_size=profile.chunk,
-            pass_tokens=profile.score_tokens, engine=engine,
+            pass_tokens=profile.pass_tokens, engine=engine,
         )  # fmt: skip
         result = lm_evaluate(  # not simple_evaluate, which lists every installed package at each call
             lm, tasks, samples=indices, bootstrap_iters=0, log_samples=True,

@@ -79,7 +79,7 @@ class Profile:
     batch_size: int = 4
     """Target sequences in one optimiser step."""
     pass_tokens: int = 1024
-    """Tokens in one pass of tuning; smaller takes less memory, the result is the same."""
+    """Tokens in one forward pass; smaller takes less memory, the result is the same."""
     gradient_checkpointing: bool = False
     """Compute activations again on the way back instead of keeping them: less memory, a third slower."""
     warmup: float = 0.1
@@ -187,11 +187,6 @@ class Profile:
             raise bad("n_estimate", self.n_estimate, "8 or more", "notebook 06 estimates from 8 on")
         if self.n_generate > self.n_heldout:
             raise bad("n_generate", self.n_generate, f"at most n_heldout = {self.n_heldout}")
-
-    @property
-    def score_tokens(self) -> int:
-        """Tokens in one pass of scoring: four times as many, since no activations are kept."""
-        return 4 * self.pass_tokens
 
     def change(self, **changes: Any) -> Profile:
         """Return the profile with some values replaced; None leaves a value as it is."""

@@ -85,7 +85,7 @@ def _gold(
         head = tokenizer(doc["prompt"])["input_ids"]
         tail = tokenizer(doc["response"], add_special_tokens=False)["input_ids"]
         sequences.append(Sequence((*head, *tail), first=len(head)))
-    scored = tokens.score(model, None, sequences, limit=profile.score_tokens)
+    scored = tokens.score(model, None, sequences, limit=profile.pass_tokens)
     rows = []
     for (item, doc), one in zip(docs.items(), scored, strict=True):
         n_bytes = len(doc["response"].encode())
@@ -156,7 +156,7 @@ def target(
     """Write items.parquet: NLL and bits per byte of held-out responses, and the target's own task."""
     name, row = Path(profile.target).stem, tasks.target(profile.target)
     rows: list[list] = []
-    scored = tokens.score(model, None, sequences, limit=profile.score_tokens)
+    scored = tokens.score(model, None, sequences, limit=profile.pass_tokens)
     for example, (nll, *_) in zip(examples, scored, strict=True):
         text = nll[:-1].sum()  # the end token has no bytes
         n_bytes = len(example.response.encode())

@@ -67,7 +67,7 @@ def tune(
     teacher = None
     if recipe.replay_loss == "kl":
         states = work / "states.safetensors"
-        teacher = Teacher(model, mixed.replay, states, limit=profile.score_tokens)
+        teacher = Teacher(model, mixed.replay, states, limit=profile.pass_tokens)
     if recipe.train == "lora":
         model = _with_adapters(model, rank=profile.lora_rank, seed=plan.seed)
     loop = Loop(model, teacher, mixed, profile=profile, plan=plan, recipe=recipe)

@@ -69,7 +69,7 @@ class Workshop:
     def entropy(self, work: Path, needs: Needs) -> dict[str, Any]:
         """Measure the base's entropy along its samples."""
         base, samples = self._load(self.base_folder), sampling.read(needs["samples"])
-        return score.entropy(work, base, samples, limit=self.profile.score_tokens)
+        return score.entropy(work, base, samples, limit=self.profile.pass_tokens)
 
     def run(self, work: Path, needs: Needs, *, plan: Plan) -> dict[str, Any]:
         """Tune the base."""
@@ -95,7 +95,7 @@ class Workshop:
         else:
             sequences = replay.from_samples(sampling.read(needs["samples"])[:n])
         base, model = self._load(self.base_folder), self._load(models.folder(needs["model"]))
-        return score.estimate(work, base, model, sequences, limit=self.profile.score_tokens)
+        return score.estimate(work, base, model, sequences, limit=self.profile.pass_tokens)
 
     def average(self, work: Path, needs: Needs, *, plan: Plan) -> dict[str, Any]:
         """Average the weights of the base and a tuned model."""
@@ -126,7 +126,7 @@ class Workshop:
         if folder != self.base_folder:
             base = tokens.Remembered(self._load(self.base_folder), self._states)
         score.probe(
-            work, self._load(folder), base, self.tokenizer, sequences, limit=self.profile.score_tokens
+            work, self._load(folder), base, self.tokenizer, sequences, limit=self.profile.pass_tokens
         )
 
     # ---- what they share
