@@ -31,7 +31,7 @@ def rows() -> list[dict]:
                 found.append({
                     "work": what, "base": keys[0], "setting": " ".join(map(str, keys[1:])),
                     "arm": arm, "unit": unit, "value": common.spread(values), "turns": len(values),
-                    "peak MB": common.spread(group[group["arm"] == arm]["peak_mb"]),
+                    "peak MB": common.spread(group[group["arm"] == arm]["peak_mb"].fillna(0)),
                     f"{ours} is": "" if arm == ours else
                         f"{ratio if more_is_better else 1 / ratio:.2f}×",
                 })  # fmt: skip
@@ -85,7 +85,8 @@ def agreement() -> list[str]:
 
 def growth(axes) -> None:
     """Seconds and peak memory against the amount of work."""
-    frame = read("growth")
+    if not len(frame := read("growth")):
+        return
     for axis, group in frame.groupby("axis", sort=False):
         by = group.groupby("times")
         seconds, memory = by["seconds"], by["peak_mb"].median()
@@ -109,6 +110,9 @@ def growth(axes) -> None:
 
 def bars(ax, frame: pd.DataFrame, value: str, title: str, base: str) -> None:
     """Median of each arm, with its range."""
+    ax.set_title(title, loc="left")
+    if not len(frame):
+        return
     by = frame[frame["base"] == base].groupby("arm", sort=False)[value]
     middle = by.median()
     error = [middle - by.min(), by.max() - middle]
@@ -116,7 +120,6 @@ def bars(ax, frame: pd.DataFrame, value: str, title: str, base: str) -> None:
                for arm in middle.index]  # fmt: skip
     ax.barh(middle.index[::-1], middle[::-1], color=colours[::-1],
             xerr=[e[::-1] for e in error], error_kw={"ecolor": "#333333", "capsize": 2})  # fmt: skip
-    ax.set_title(title, loc="left")
 
 
 def main() -> None:
@@ -134,14 +137,13 @@ def main() -> None:
     (common.FOLDER / "README.md").write_text("\n".join(text), encoding="utf-8")
     plots.style()
     fig, axes = plt.subplots(3, 2, figsize=(10, 9.5), layout="constrained")
-    scoring = read("scoring")
-    scoring["arm"] = scoring["arm"] + " " + scoring["shots"]
-    base = "smollm2"
+    scoring, sampling, base = read("scoring"), read("sampling"), "smollm2"
+    for frame, also in ((scoring, "shots"), (sampling, "dtype")):
+        if len(frame):
+            frame["arm"] += " " + frame[also]
     bars(axes[0, 0], scoring, "seconds", "Scoring, seconds (zero-shot; 5 own, 5 same shots)", base)
     bars(axes[0, 1], read("tuning"), "tokens_per_s", "Tuning, supervised tokens/s", base)
     bars(axes[1, 0], read("replay"), "seconds_per_step", "Replay, seconds a step", base)
-    sampling = read("sampling")
-    sampling["arm"] = sampling["arm"] + " " + sampling["dtype"]
     bars(axes[1, 1], sampling, "tokens_per_s", "Sampling, tokens/s", base)
     growth(axes[2])
     fig.suptitle("SmolLM2-135M in fp32 on two cores; ours in colour, bars are medians, lines ranges")

@@ -12,7 +12,7 @@ import time
 
 import common
 
-ITEMS = {"smollm2": {"zero": 10, "own": 2, "same": 4}, "tiny": {"zero": 200, "own": 60, "same": 60}}
+ITEMS = {"smollm2": {"zero": 6, "own": 1, "same": 3}, "tiny": {"zero": 200, "own": 60, "same": 60}}
 HFLM_BATCH = {"smollm2": 8, "tiny": 32}
 SHOTS = 5
 ARMS = ("ours", "hflm")
