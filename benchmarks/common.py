@@ -90,4 +90,6 @@ def machine() -> dict[str, str]:
 
 def spread(values) -> str:
     """Median and range, as a table shows them."""
-    return f"{statistics.median(values):.3g} [{min(values):.3g}, {max(values):.3g}]"
+    shown = [statistics.median(values), min(values), max(values)]
+    middle, low, high = (f"{x:.0f}" if abs(x) >= 100 else f"{x:.3g}" for x in shown)
+    return f"{middle} [{low}, {high}]"

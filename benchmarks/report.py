@@ -147,6 +147,8 @@ def main() -> None:
     bars(axes[1, 1], sampling, "tokens_per_s", "Sampling, tokens/s", base)
     growth(axes[2])
     fig.suptitle("SmolLM2-135M in fp32 on two cores; ours in colour, bars are medians, lines ranges")
+    for ax in axes.flat:
+        ax.set_visible(ax.has_data())
     plots.save(fig, "benchmarks", table, common.FOLDER)
     print("\n".join(text))
 
