@@ -29,7 +29,8 @@ def turn(*, axis: str, times: int, number: int) -> dict:
         requests = [Request((start,), i) for i in range(n)]
         for begin in range(0, n, chunk):
             continue_all(
-                model, requests[begin : begin + chunk], temperature=1.0, max_tokens=length, stop=stop
+                model, requests[begin : begin + chunk], temperature=1.0, max_tokens=length, stop=stop,
+                limit=lab.profile.pass_tokens,
             )
 
     draw(8, 4, ())

@@ -1,7 +1,8 @@
-"""Scoring: our class for lm-eval beside its HFLM, all retained tasks with choices together.
+"""Scoring: our class for lm-eval beside its HFLM, all retained tasks of a profile together.
 
-Five shots come in two ways: `own`, other examples for every item, which is lm-eval's default, and
-`same`, the same ones for all items of a task. HFLM is given the batch size that serves it best here.
+Tasks with choices ask for log-likelihoods, the others for generated answers. Five shots come in two ways:
+`own`, other examples for every item, which is lm-eval's default, and `same`, the same ones for all items
+of a task. HFLM is given the batch size that serves it best here.
 """
 
 from __future__ import annotations
@@ -9,17 +10,19 @@ from __future__ import annotations
 import json
 import random
 import time
+from collections.abc import Iterator
 
 import common
 
-ITEMS = {"smollm2": {"zero": 6, "own": 1, "same": 3}, "tiny": {"zero": 200, "own": 60, "same": 60}}
-HFLM_BATCH = {"smollm2": 8, "tiny": 32}
+ITEMS = {"smollm2": {"zero": 6, "own": 1, "same": 3}, "tiny": {"zero": 100, "own": 40, "same": 40}}
+"""Items of each task."""
+BATCH = {"smollm2": 8, "tiny": 128}
 SHOTS = 5
 ARMS = ("ours", "hflm")
 
 
 def turn(*, arm: str, base: str, shots: str, number: int) -> dict:
-    """Score; return the seconds, and each request's log-likelihood and greedy flag."""
+    """Score; return the seconds, each choice's log-likelihood and greedy flag, and the answers."""
     lab, folder = common.opened(base)
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
@@ -27,37 +30,45 @@ def turn(*, arm: str, base: str, shots: str, number: int) -> dict:
     from cfutils import models
     from cfutils.harness import Harness
 
-    requests = [
-        Instance("loglikelihood", {}, pair, 0)
-        for pair in _requests(lab.profile, ITEMS[base][shots], shots)
-    ]
+    kinds: dict[str, list[Instance]] = {"loglikelihood": [], "generate_until": []}
+    for kind, arguments in _requests(lab.profile, ITEMS[base][shots], shots):
+        kinds[kind].append(Instance(kind, {}, arguments, len(kinds[kind])))
+    kinds = {kind: asked for kind, asked in kinds.items() if asked}
     model, tokenizer = models.load(folder, lab.profile), models.load_tokenizer(folder)
     if arm == "ours":
-        lm = Harness(pretrained=model, tokenizer=tokenizer, pass_tokens=lab.profile.pass_tokens)
+        lm = Harness(
+            pretrained=model, tokenizer=tokenizer, batch_size=lab.profile.chunk,
+            pass_tokens=lab.profile.pass_tokens,
+        )  # fmt: skip
     else:
         model.set_attn_implementation("sdpa")
-        lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=HFLM_BATCH[base])
-    lm.loglikelihood(requests[:8], disable_tqdm=True)  # the first products set memory up
-    clock = time.perf_counter()
-    found = lm.loglikelihood(requests, disable_tqdm=True)
+        model.generation_config.eos_token_id = tokenizer.eos_token_id  # else done rows write on
+        lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=BATCH[base])
+    for kind, asked in kinds.items():  # the first products set memory up
+        getattr(lm, kind)(asked[:8], disable_tqdm=True)
+    found = {"loglikelihood": [], "generate_until": []}
+    seconds = {}
+    for kind, asked in kinds.items():
+        clock = time.perf_counter()
+        found[kind] = getattr(lm, kind)(asked, disable_tqdm=True)
+        seconds[f"seconds_{kind}"] = time.perf_counter() - clock
     return {
-        "requests": len(requests),
-        "seconds": time.perf_counter() - clock,
+        "requests": sum(map(len, kinds.values())),
+        "seconds": sum(seconds.values()),
+        **seconds,
         "peak_mb": common.peak_mb(),
-        "loglikelihoods": [round(value, 6) for value, _ in found],
-        "greedy": [int(flag) for _, flag in found],
+        "loglikelihoods": [round(value, 6) for value, _ in found["loglikelihood"]],
+        "greedy": [int(flag) for _, flag in found["loglikelihood"]],
+        "answers": found["generate_until"],
     }
 
 
-def _requests(profile, limit: int, shots: str) -> list[tuple[str, str]]:
-    """Return (context, continuation) of every choice; examples are items that are not scored."""
+def _requests(profile, limit: int, shots: str) -> Iterator[tuple[str, tuple]]:
+    """Yield kind and arguments of every request; examples are items that are not scored."""
     from cfutils import tasks
 
-    found = []
     for name in profile.retained:
         task = tasks.lm_eval_task(name)
-        if task.OUTPUT_TYPE != "multiple_choice":
-            continue
         docs, space = list(task.eval_docs), task.config.target_delimiter
         chosen = tasks.evenly(len(docs), min(limit, len(docs) - SHOTS))
         others = [i for i in range(len(docs)) if i not in set(chosen)]
@@ -67,12 +78,15 @@ def _requests(profile, limit: int, shots: str) -> list[tuple[str, str]]:
                 few = random.Random(json.dumps([name, index])).sample(others, SHOTS)
             before = "" if shots == "zero" else "".join(_shown(task, docs[i]) + "\n\n" for i in few)
             doc = docs[index]
+            if task.OUTPUT_TYPE == "generate_until":
+                settings = {**task.config.generation_kwargs, "max_gen_toks": profile.max_new_tokens}
+                yield "generate_until", (before + task.doc_to_text(doc), settings)
+                continue
             for choice in task.doc_to_choice(doc):
                 if task.multiple_input:
-                    found.append((before + choice, space + str(task.doc_to_target(doc))))
+                    yield "loglikelihood", (before + choice, space + str(task.doc_to_target(doc)))
                 else:
-                    found.append((before + task.doc_to_text(doc), space + choice))
-    return found
+                    yield "loglikelihood", (before + task.doc_to_text(doc), space + choice)
 
 
 def _shown(task, doc) -> str:

@@ -201,7 +201,8 @@ class TransformersEngine:
         if self._model is None:
             self._model = models.load(self._folder, self._profile)
         return decoding.continue_all(
-            self._model, requests, temperature=temperature, max_tokens=max_tokens, stop=stop
+            self._model, requests, temperature=temperature, max_tokens=max_tokens, stop=stop,
+            limit=self._profile.pass_tokens,
         )
 
     def __enter__(self) -> Self:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import itertools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +44,38 @@ class Harness(HFLM):
         """
         super().__init__(*args, **kwargs)
         self.pass_tokens, self.engine = pass_tokens, engine
+        self._encoded: dict[str, list[int]] = {}
         packing.prepare(self.model)
-        # choices of one question follow each other: its text is encoded once
-        self.tok_encode = functools.lru_cache(maxsize=16)(self.tok_encode)
+
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
+    ) -> list[int]:
+        """Return a text's tokens, known already if they were asked for ahead."""
+        if add_special_tokens is None and not kwargs and string in self._encoded:
+            return self._encoded[string]
+        return super().tok_encode(string, add_special_tokens, **kwargs)
+
+    @contextlib.contextmanager
+    def _ahead(self, texts: Iterable[str]) -> Iterator[None]:
+        """Encode texts all at once; lm-eval asks for one at a time, and for contexts once a choice."""
+        begins = self.tokenizer.decode(self.prefix_token_id)  # tok_encode puts no other in front
+        texts = [text for text in dict.fromkeys(texts) if not text.startswith(begins)]
+        special = {} if self.add_bos_token is None else {"add_special_tokens": self.add_bos_token}
+        ids = self.tokenizer(texts, **special)["input_ids"] if texts else []
+        self._encoded = dict(zip(texts, ids, strict=True))
+        try:
+            yield
+        finally:
+            self._encoded = {}
+
+    def loglikelihood(
+        self, requests: list[Instance], disable_tqdm: bool = False
+    ) -> list[tuple[float, bool]]:
+        """Return log p(continuation | context) of each request, and whether it is the greedy answer."""
+        pairs = [request.args for request in requests]
+        texts = itertools.chain.from_iterable((c.rstrip(), c + k) for c, k in pairs)
+        with self._ahead(texts):
+            return super().loglikelihood(requests, disable_tqdm)
 
     def _loglikelihood_tokens(
         self, requests: list[tuple], disable_tqdm: bool = False, override_bs: int | None = None
@@ -65,14 +95,17 @@ class Harness(HFLM):
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Return the greedy continuation of each context, cut before its first stop text."""
         longest = sum(request.args[1]["max_gen_toks"] for request in requests)
-        if self.engine is None or longest < PAYS:
-            return self._all(requests, self._loop, size=int(self.batch_size_per_gpu))
-        device = self.model.device
-        self.model.to("cpu")  # vLLM wants the GPU to itself
-        with self.engine() as engine:
-            found = self._all(requests, functools.partial(self._vllm, engine), size=len(requests))
-        self.model.to(device)
-        return found
+        with self._ahead(request.args[0] for request in requests):
+            if self.engine is None or longest < PAYS:
+                return self._all(requests, self._loop, size=int(self.batch_size_per_gpu))
+            device = self.model.device
+            self.model.to("cpu")  # vLLM wants the GPU to itself
+            with self.engine() as engine:
+                found = self._all(
+                    requests, functools.partial(self._vllm, engine), size=len(requests)
+                )
+            self.model.to(device)
+            return found
 
     def _all(self, requests: list[Instance], answer: Callable, *, size: int) -> list[str]:
         alike: dict[str, list[int]] = {}  # one batch has one set of stops
@@ -108,6 +141,7 @@ class Harness(HFLM):
     def _loop(self, rows: list[Request], longest: int, stops: list[str]) -> list[Completion]:
         return decoding.continue_all(
             self.model, rows, temperature=0, max_tokens=longest, stop=(self.eot_token_id,),
+            limit=self.pass_tokens,
             enough=lambda ids: any(text in self.tok_decode(ids) for text in stops),
         )  # fmt: skip
 

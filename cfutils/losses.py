@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cfutils.head import Head
+
 CHUNK = 128
 """Rows of logits that exist at a time: enough for a matrix product at full speed."""
 
@@ -55,7 +57,7 @@ def l2(parameters: Iterable[Tensor], reference: Iterable[Tensor]) -> Tensor:
 
 
 def in_chunks(
-    head: torch.nn.Module, hidden: Tensor, weights: Tensor, term: Term, *, size: int = CHUNK
+    head: Head, hidden: Tensor, weights: Tensor, term: Term, *, size: int = CHUNK
 ) -> tuple[Tensor, Tensor]:
     """Return sum_i weights_i loss_i and the losses (n,), where logits = head(hidden) in chunks.
 
@@ -69,30 +71,31 @@ def in_chunks(
 class _InChunks(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, head: torch.nn.Module, hidden: Tensor, weights: Tensor, term: Term, size: int,
-        *trained: Tensor,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        ctx: Any, head: Head, hidden: Tensor, weights: Tensor, term: Term, size: int, *trained: Tensor
+    ) -> tuple[Tensor, Tensor]:
         losses = weights.new_zeros(len(hidden))
         by_hidden = torch.empty_like(hidden)
-        by_weight: list[Tensor] = []
+        totals = [torch.zeros_like(p) for p in trained]
         for begin in range(0, len(hidden), size):
             rows = slice(begin, begin + size)
+            product = head.product(hidden[rows]).requires_grad_()
             with torch.enable_grad():
-                piece = hidden[rows].detach().requires_grad_()
-                values = term(head(piece), rows)
-                found = torch.autograd.grad((values * weights[rows]).sum(), [piece, *trained])
-            losses[rows], by_hidden[rows] = values.detach(), found[0]
-            if not by_weight:
-                by_weight = list(found[1:])
-                continue
-            for total, part in zip(by_weight, found[1:], strict=True):
-                total += part
-        by_weight = by_weight or [torch.zeros_like(p) for p in trained]  # no rows at all
-        ctx.save_for_backward(by_hidden, *by_weight)
+                values = term(head.finish(product), rows)
+                (slope,) = torch.autograd.grad((values * weights[rows]).sum(), product)
+            losses[rows] = values.detach()
+            by_hidden[rows] = slope @ head.linear.weight.to(slope.dtype)
+            for parameter, total in zip(trained, totals, strict=True):
+                if parameter.ndim == 1:  # a bias
+                    total += slope.sum(0)
+                elif total.dtype == slope.dtype:
+                    total.addmm_(slope.T, hidden[rows].to(slope.dtype))
+                else:  # autocast: added up in the weights' own format
+                    total += slope.T @ hidden[rows].to(slope.dtype)
+        ctx.save_for_backward(by_hidden, *totals)
         ctx.mark_non_differentiable(losses)
         return (losses * weights).sum(), losses
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor, _: Tensor) -> tuple:
-        by_hidden, *by_weight = ctx.saved_tensors
-        return None, slope * by_hidden, None, None, None, *(t.mul_(slope) for t in by_weight)
+        by_hidden, *totals = ctx.saved_tensors
+        return None, slope * by_hidden, None, None, None, *(t.mul_(slope) for t in totals)

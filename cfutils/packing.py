@@ -23,6 +23,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from cfutils.errors import UserError
+from cfutils.head import Head
 from cfutils.replay import Sequence
 
 NAME = "packed"
@@ -248,29 +249,6 @@ def last_hidden(model: torch.nn.Module, packed: Row) -> Tensor:
     )
     out = body(input_ids=batch, attention_mask=seen, use_cache=False)
     return packed.gather(out.last_hidden_state)[0]
-
-
-class Head(torch.nn.Module):
-    """From last hidden states to logits in fp32, as the architecture does it."""
-
-    def __init__(self, model: torch.nn.Module) -> None:
-        super().__init__()
-        core = _core(model)
-        self.linear = core.get_output_embeddings()
-        config = core.config.get_text_config()
-        # what architectures do after their last matrix (Cohere, Granite, Gemma)
-        self.scale = getattr(config, "logit_scale", None) or 1 / (
-            getattr(config, "logits_scaling", None) or 1
-        )
-        self.cap = getattr(config, "final_logit_softcapping", None)
-        self.width = self.linear.weight.shape[1]
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """hidden: (n, width). Returns logits (n, vocabulary)."""
-        logits = self.linear(hidden).float()
-        if self.scale != 1:
-            logits = logits * self.scale
-        return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
 
 
 @dataclass(frozen=True)

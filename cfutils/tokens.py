@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from cfutils import losses, packing
-from cfutils.packing import Head
+from cfutils.head import Head
 from cfutils.replay import Sequence
 
 ROWS = 128

@@ -1,6 +1,6 @@
-"""Log-likelihoods of continuations, every common beginning computed once.
+"""Texts read with every common beginning computed once; log-likelihoods of their continuations.
 
-Choices of one question stand in one tree that begins with the question; a beginning that more questions
+Choices of one question stand in one tree that begins with the question; a beginning that more texts
 share than one pass can hold (the examples of a few-shot prompt) is a trunk, computed once. Logits are
 made where a continuation is scored and nowhere else, some rows at a time.
 """
@@ -14,9 +14,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from cfutils import packing
-from cfutils.packing import Block, Head, Trunk
+from cfutils.head import Head
+from cfutils.packing import Block, Trunk
 
 TRUNK = 64
 """Tokens that texts must share to have a trunk."""
@@ -41,29 +43,61 @@ class Text:
 @dataclass
 class _Tree:
     block: Block = field(default_factory=Block)
-    texts: list[tuple[int, list[int]]] = field(default_factory=list)
-    """Index of each text, and the places whose states predict its continuation."""
+    paths: list[tuple[int, list[int]]] = field(default_factory=list)
+    """Index of each text, and the places of its tokens, from the first behind the trunk to the last."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One forward pass over some of the texts."""
+
+    hidden: Tensor
+    """(tokens, width): last hidden states of a row."""
+    paths: list[tuple[int, list[int]]]
+    """Index of each text, and the places in the row of its tokens behind the trunk."""
+    trunk: Trunk
+    """What stands before them all."""
+    kept: Trunk | None
+    """Keys and values of the row, if they were to be kept."""
+
+
+def read(
+    model: torch.nn.Module, texts: Seq[Text], *, limit: int, keep: bool = False
+) -> Iterator[Reading]:
+    """Yield forward passes of at most `limit` tokens (or one tree) in which every text stands once.
+
+    The places whose states predict `wanted` are never part of a trunk. The model is one that
+    `packing.prepare` took.
+    """
+    for start, group in _families(texts, limit):
+        trunk = Trunk(len(start))
+        if start:
+            packing.last_hidden(
+                model, packing.row([packing.chain(start)], model.device, record=trunk)
+            )
+        trees = list(_trees(texts, group, len(start)))
+        for places in packing.by_length([len(tree.block.ids) for tree in trees], limit=limit):
+            some, kept = [trees[i] for i in places], Trunk() if keep else None
+            blocks = [tree.block for tree in some]
+            begins = itertools.accumulate((len(b.ids) for b in blocks), initial=0)
+            paths = [
+                (index, [begin + place for place in path])
+                for begin, tree in zip(begins, some, strict=False)
+                for index, path in tree.paths
+            ]
+            packed = packing.row(blocks, model.device, trunk=trunk, record=kept)
+            yield Reading(packing.last_hidden(model, packed), paths, trunk, kept)
 
 
 def loglikelihoods(
     model: torch.nn.Module, texts: Seq[Text], *, limit: int
 ) -> list[tuple[float, bool]]:
-    """Return log p(continuation | context) in nats, and whether greedy decoding would give it.
-
-    `limit` is the number of tokens in one forward pass. The model is one that `packing.prepare` took.
-    """
+    """Return log p(continuation | context) in nats, and whether greedy decoding would give it."""
     sums, greedy = np.zeros(len(texts)), np.ones(len(texts), bool)
     head = Head(model)
     with torch.inference_mode():
-        for start, group in _families(texts, limit):
-            trunk = Trunk(len(start))
-            if start:
-                first = packing.row([packing.chain(start)], model.device, record=trunk)
-                packing.last_hidden(model, first)
-            trees = list(_trees(texts, group, len(start)))
-            sizes = [len(tree.block.ids) for tree in trees]
-            for places in packing.by_length(sizes, limit=limit):
-                _score(model, head, [trees[i] for i in places], trunk, texts, sums, greedy)
+        for reading in read(model, texts, limit=limit):
+            _score(head, reading, texts, sums, greedy)
     return list(zip(sums.tolist(), greedy.tolist(), strict=True))
 
 
@@ -113,25 +147,26 @@ def _trees(texts: Seq[Text], group: list[int], depth: int) -> Iterator[_Tree]:
         common = _common(last, ids)
         half = (min(len(last), len(ids)) + 1) // 2
         full = len(tree.block.ids) + len(ids) - common > LONGEST
-        if tree.texts and common < (half if full else min(SHARED, half)):
+        if tree.paths and common < (half if full else min(SHARED, half)):
             yield tree
             tree, path, common = _Tree(), [], 0
         path, last = tree.block.grow(path[:common], ids[common:]), ids
-        tree.texts.append((index, path[len(path) - len(texts[index].wanted) :]))
-    if tree.texts:
+        tree.paths.append((index, path))
+    if tree.paths:
         yield tree
 
 
-def _score(model, head, trees, trunk, texts, sums, greedy) -> None:
-    """Add to `sums`, and take from `greedy`, what one pass over some trees tells of their texts."""
-    begin, rows, pairs = 0, {}, []
-    for tree in trees:
-        for index, places in tree.texts:
-            for place, token in zip(places, texts[index].wanted, strict=True):
-                pairs.append((rows.setdefault(begin + place, len(rows)), token, index))
-        begin += len(tree.block.ids)
-    packed = packing.row([tree.block for tree in trees], model.device, trunk=trunk)
-    hidden = packing.last_hidden(model, packed)[list(rows)]
+def _score(
+    head: Head, reading: Reading, texts: Seq[Text], sums: np.ndarray, greedy: np.ndarray
+) -> None:
+    """Add to `sums`, and take from `greedy`, what one pass tells of its texts."""
+    rows: dict[int, int] = {}
+    pairs = []
+    for index, path in reading.paths:
+        wanted = texts[index].wanted
+        for place, token in zip(path[len(path) - len(wanted) :], wanted, strict=True):
+            pairs.append((rows.setdefault(place, len(rows)), token, index))
+    hidden = reading.hidden[list(rows)]
     row, token, index = np.array(sorted(pairs)).T
     edges = np.searchsorted(row, range(0, len(rows) + ROWS, ROWS))
     for number, (lo, hi) in enumerate(itertools.pairwise(edges)):

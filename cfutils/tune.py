@@ -33,7 +33,8 @@ from torch import Tensor
 
 from cfutils import checkpoints, losses, models, packing, precision, recipes, replay
 from cfutils.errors import UserError
-from cfutils.packing import Documents, Head
+from cfutils.head import Head
+from cfutils.packing import Documents
 from cfutils.profiles import Profile
 from cfutils.recipes import Plan, Recipe
 from cfutils.replay import Mix, Sequence

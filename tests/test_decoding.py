@@ -36,7 +36,7 @@ class Markov:
 def draw(requests, *, temperature=1.0, max_tokens=1, stop=(), **more):
     model = Markov()
     found = continue_all(
-        model, requests, temperature=temperature, max_tokens=max_tokens, stop=stop, **more
+        model, requests, temperature=temperature, max_tokens=max_tokens, stop=stop, limit=8, **more
     )
     return found, model.rows
 
@@ -164,14 +164,37 @@ def reference(model, request, *, max_tokens, stop):
 @torch.inference_mode()
 def test_tokens_are_those_of_whole_passes(tiny_base, tiny_profile, packed):
     """Prompts of different length, rows that end early; with room set aside and with the model's cache."""
-    model = models.load(tiny_base, tiny_profile)
+    rng = np.random.default_rng(0)
+    prompts = [tuple(map(int, rng.integers(1, 300, 1 + i % 5))) for i in range(24)]
+    check(tiny_base, tiny_profile, prompts, packed=packed)
+
+
+@torch.inference_mode()
+def test_what_prompts_begin_with_is_read_once(tiny_base, tiny_profile):
+    """70 common tokens, 12 ends of 1 to 3 of which some are doubles: a trunk of 70, then the ends alone."""
+    rng = np.random.default_rng(1)
+    start = tuple(map(int, rng.integers(1, 300, 70)))
+    ends = [tuple(map(int, rng.integers(1, 300, 1 + i % 3))) for i in range(9)]
+    prompts = [start + end for end in (*ends, *ends[:3])]
+    passes = check(tiny_base, tiny_profile, prompts, packed=True)
+    assert passes[:2] == [70, sum(map(len, ends))]
+    assert max(passes[2:]) <= 12  # then a token a row
+
+
+def check(folder, profile, prompts, *, packed):
+    """Compare with the reference; return the tokens of each pass through the model."""
+    model, passes = models.load(folder, profile), []
     if not packed:
         model.set_attn_implementation("sdpa")
-    rng = np.random.default_rng(0)
-    requests = [Request(tuple(map(int, rng.integers(1, 300, 1 + i % 5))), i) for i in range(24)]
+    requests = [Request(prompt, i) for i, prompt in enumerate(prompts)]
     stop = tuple(range(40))
-    found = continue_all(model, requests, temperature=1.0, max_tokens=20, stop=stop)
+    hook = model.model.embed_tokens.register_forward_pre_hook(
+        lambda _, args: passes.append(args[0].numel())
+    )
+    found = continue_all(model, requests, temperature=1.0, max_tokens=20, stop=stop, limit=30)
+    hook.remove()
     for request, completion in zip(requests, found, strict=True):
         assert completion.token_ids == reference(model, request, max_tokens=20, stop=stop)
     lengths = {len(c.token_ids) for c in found}
     assert len(lengths) > 5 and 20 in lengths
+    return passes

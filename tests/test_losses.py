@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from cfutils import losses
+from cfutils.head import Head
 
 LN2, LN3 = math.log(2), math.log(3)
 P0, P = (0.5, 0.25, 0.25), (0.25, 0.25, 0.5)
@@ -85,29 +87,36 @@ def test_l2_is_a_sum_not_a_mean():
 # ---- in chunks
 
 
-class Spy(torch.nn.Linear):
+class Spy(Head):
     """A head that remembers how many rows it saw at a time."""
 
-    def forward(self, hidden):
+    def product(self, hidden):
         self.seen = [*getattr(self, "seen", []), len(hidden)]
-        return super().forward(hidden)
+        return super().product(hidden)
 
 
-def parts(frozen):
+def parts(frozen, bias, **config):
     torch.manual_seed(0)
-    head = Spy(6, 11, bias=False).requires_grad_(not frozen)
+    linear = torch.nn.Linear(6, 11, bias=bias).requires_grad_(not frozen)
+    text = SimpleNamespace(**config)
+    model = SimpleNamespace(
+        get_output_embeddings=lambda: linear, config=SimpleNamespace(get_text_config=lambda: text)
+    )
     hidden = torch.randn(7, 6, requires_grad=True)
     targets, base = torch.randint(11, (7,)), torch.randn(7, 11)
     weights = torch.tensor([1.0, 1, 1, 0.5, 0.5, 2, 0])
-    return head, hidden, targets, base, weights
+    return Spy(model), hidden, targets, base, weights
 
 
 @pytest.mark.parametrize("size", [1, 3, 100])
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("kind", ["nll", "kl"])
-def test_chunks_give_the_value_and_gradients_of_the_whole(kind, frozen, size):
+@pytest.mark.parametrize("bias", [False, True])
+def test_chunks_give_the_value_and_gradients_of_the_whole(kind, bias, frozen, size):
     """Also behind a factor (a process's share), and where the weight is used elsewhere too (tied)."""
-    head, hidden, targets, base, weights = parts(frozen)
+    after = {"logit_scale": 0.5, "final_logit_softcapping": 2.0} if kind == "kl" else {}
+    head, hidden, targets, base, weights = parts(frozen, bias, **after)
+    matrix = head.linear.weight
 
     def term(logits, rows):
         if kind == "nll":
@@ -115,16 +124,34 @@ def test_chunks_give_the_value_and_gradients_of_the_whole(kind, frozen, size):
         return losses.token_kl(base[rows], logits)
 
     each = term(head(hidden), slice(None))
-    whole = 3 * (each * weights).sum() + head.weight.square().sum()
-    wanted = torch.autograd.grad(whole, [hidden, *([] if frozen else [head.weight])])
+    whole = 3 * (each * weights).sum() + matrix.square().sum()
+    wanted = torch.autograd.grad(whole, [hidden, *([] if frozen else head.parameters())])
     head.seen = []
     loss, found = losses.in_chunks(head, hidden, weights, term, size=size)
     assert max(head.seen) <= size and sum(head.seen) == 7
     torch.testing.assert_close(found, each)
-    (3 * loss + head.weight.square().sum()).backward()
+    (3 * loss + matrix.square().sum()).backward()
     torch.testing.assert_close(loss, (each * weights).sum())
     torch.testing.assert_close(hidden.grad, wanted[0])
     if frozen:
-        assert head.weight.grad is None
-    else:
-        torch.testing.assert_close(head.weight.grad, wanted[1])
+        assert matrix.grad is None
+    for parameter, gradient in zip(() if frozen else head.parameters(), wanted[1:], strict=True):
+        torch.testing.assert_close(parameter.grad, gradient)
+
+
+def test_chunks_under_autocast_add_up_gradients_in_fp32():
+    """Products in bf16, 7 rows one at a time: the sum's error is that of bf16, not of adding up in it."""
+    head, hidden, targets, _, weights = parts(False, False)
+
+    def term(logits, rows):
+        assert logits.dtype == torch.float32
+        return losses.token_nll(logits, targets[rows])
+
+    (losses.token_nll(head(hidden), targets) * weights).sum().backward()
+    exact, head.linear.weight.grad = head.linear.weight.grad, None
+    with torch.autocast("cpu", torch.bfloat16):
+        assert head.product(hidden).dtype == torch.bfloat16
+        loss, _ = losses.in_chunks(head, hidden, weights, term, size=1)
+    loss.backward()
+    assert head.linear.weight.grad.dtype == torch.float32
+    torch.testing.assert_close(head.linear.weight.grad, exact, rtol=0.02, atol=0.02)
