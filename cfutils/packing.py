@@ -27,6 +27,8 @@ from cfutils.head import Head
 from cfutils.replay import Sequence
 
 NAME = "packed"
+WASTE, FREE = 1.5, 64**2
+"""A group's attention may be this many times that of its blocks alone, plus a few scores for nothing."""
 CLOSE = {torch.float32: 1e-3}
 """What is rounding, as a share of the largest logit; in formats of 16 bits it is 0.05."""
 
@@ -69,58 +71,84 @@ class Trunk:
 
 
 @dataclass(frozen=True)
+class Group:
+    """Blocks that follow each other in a row and that attention sees as a batch, padded to the longest."""
+
+    tokens: slice
+    """Where they stand in the row."""
+    places: Tensor
+    """(tokens,): index of each into blocks x longest."""
+    shape: tuple[int, int]
+    """Blocks, and the longest one's tokens."""
+    mask: Tensor | None
+    """(blocks, 1, longest, trunk + longest): what each sees; None: all before it in its block."""
+
+    def spread(self, states: Tensor) -> Tensor:
+        """Put what stands in a row, (tokens, ...), side by side: (blocks, longest, ...)."""
+        states, n = states[self.tokens], self.shape[0] * self.shape[1]
+        if len(states) < n:
+            states = states.new_zeros(n, *states.shape[1:]).index_copy(0, self.places, states)
+        return states.unflatten(0, self.shape)
+
+    def gather(self, states: Tensor) -> Tensor:
+        """Undo `spread`."""
+        flat = states.flatten(0, 1)
+        return flat if len(flat) == len(self.places) else flat.index_select(0, self.places)
+
+
+@dataclass(frozen=True)
 class Row:
-    """Blocks one behind the other, and where each token stands among blocks side by side."""
+    """Blocks one behind the other, and how attention groups them."""
 
     ids: Tensor
     """(1, tokens)."""
     positions: Tensor
     """(1, tokens): place in its document, the trunk counted."""
-    places: Tensor
-    """(tokens,): index into blocks x longest."""
-    shape: tuple[int, int]
-    """Blocks, and the longest one's tokens."""
-    mask: Tensor | None
-    """(blocks, 1, longest, trunk + longest): what each sees; None: all before it in its block."""
+    groups: list[Group]
     trunk: Trunk
     record: Trunk | None = None
     """Where keys and values of this row are kept, if it is to be a trunk itself."""
-
-    def spread(self, states: Tensor) -> Tensor:
-        """Put what stands in a row, (1, heads, tokens, d), side by side: (blocks, heads, longest, d)."""
-        blocks, longest = self.shape
-        rows = states[0].transpose(0, 1)
-        if len(self.places) < blocks * longest:
-            empty = rows.new_zeros(blocks * longest, *rows.shape[1:])
-            rows = empty.index_copy(0, self.places, rows)
-        return rows.reshape(blocks, longest, *rows.shape[1:]).transpose(1, 2)
-
-    def gather(self, states: Tensor) -> Tensor:
-        """Undo `spread` on (blocks, longest, ...): return (1, tokens, ...)."""
-        flat = states.flatten(0, 1)
-        return (flat if len(flat) == len(self.places) else flat.index_select(0, self.places))[None]
 
 
 def row(
     blocks: Seq[Block], device: torch.device, *, trunk: Trunk | None = None, record: Trunk | None = None
 ) -> Row:
-    """Lay blocks out in a row."""
+    """Lay blocks out in a row; attention pads least where neighbours are of like length."""
     trunk = trunk or Trunk()
-    shape = (len(blocks), max(len(b.ids) for b in blocks))
-    ids, positions, places = [], [], []
-    for number, block in enumerate(blocks):
+    ids, positions, groups = [], [], []
+    for block in blocks:
         depth: list[int] = []
         for parent, begin, end in block.runs():
             first = depth[parent] + 1 if parent >= 0 else trunk.length
             depth += range(first, first + end - begin)
         ids += block.ids
         positions += depth
-        places += range(number * shape[1], number * shape[1] + len(block.ids))
-    mask = None
-    if trunk.length or any(block.branches for block in blocks):
-        mask = _seen(blocks, shape, trunk.length).to(device)
-    tensors = (torch.tensor(x, device=device) for x in ([ids], [positions], places))
-    return Row(*tensors, shape=shape, mask=mask, trunk=trunk, record=record)
+    begin = 0
+    for some in _alike(blocks):
+        shape = (len(some), max(len(b.ids) for b in some))
+        places = [n * shape[1] + i for n, block in enumerate(some) for i in range(len(block.ids))]
+        mask = None
+        if trunk.length or any(block.branches for block in some):
+            mask = _seen(some, shape, trunk.length).to(device)
+        tokens = slice(begin, begin + len(places))
+        groups.append(Group(tokens, torch.tensor(places, device=device), shape, mask))
+        begin = tokens.stop
+    tensors = (torch.tensor([x], device=device) for x in (ids, positions))
+    return Row(*tensors, groups, trunk, record)
+
+
+def _alike(blocks: Seq[Block]) -> Iterator[list[Block]]:
+    """Yield blocks in groups, in order, that need not much more attention padded than each alone."""
+    group: list[Block] = []
+    longest = alone = 0
+    for block in blocks:
+        n = len(block.ids)
+        longest, alone = max(longest, n), alone + n * n
+        if group and (len(group) + 1) * longest**2 > WASTE * alone + FREE:
+            yield group
+            group, longest, alone = [], n, n * n
+        group.append(block)
+    yield group
 
 
 def _seen(blocks: Seq[Block], shape: tuple[int, int], trunk: int) -> Tensor:
@@ -147,19 +175,22 @@ def _attend(
             return _attend_to_one(query, key, value, attention_mask, **kwargs), None
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     window = kwargs.get("sliding_window")
-    if window and packed.trunk.length + packed.shape[1] > window:
+    if window and packed.trunk.length + max(group.shape[1] for group in packed.groups) > window:
         raise UserError(
             f"a sequence has more tokens than this model's sliding window of {window}: lower "
             "max_tokens and max_length"
         )
     if packed.record is not None:
         packed.record.layers[module.layer_idx] = (key, value)
-    query, key, value = map(packed.spread, (query, key, value))
-    if packed.trunk.length:
-        first = (t.expand(len(key), -1, -1, -1) for t in packed.trunk.layers[module.layer_idx])
-        key, value = (torch.cat(pair, dim=2) for pair in zip(first, (key, value), strict=True))
-    out, _ = sdpa_attention_forward(module, query, key, value, packed.mask, **kwargs)
-    return packed.gather(out), None
+    parts = []
+    for group in packed.groups:
+        q, k, v = (group.spread(t[0].transpose(0, 1)).transpose(1, 2) for t in (query, key, value))
+        if packed.trunk.length:
+            first = (t.expand(len(k), -1, -1, -1) for t in packed.trunk.layers[module.layer_idx])
+            k, v = (torch.cat(pair, dim=2) for pair in zip(first, (k, v), strict=True))
+        out, _ = sdpa_attention_forward(module, q, k, v, group.mask, **kwargs)
+        parts.append(group.gather(out))
+    return (parts[0] if len(parts) == 1 else torch.cat(parts))[None], None
 
 
 def _attend_to_one(
@@ -202,7 +233,7 @@ def prepare(model: Any) -> str | None:
     if (gap := (Head(model)(hidden[[3, 7]]) - logits).abs().max()) > close:
         raise UserError(
             f"{type(model).__name__} changes logits after its last matrix in a way that is not known "
-            f"here (they differ by {gap:.2g}): packing.Head must learn it"
+            f"here (they differ by {gap:.2g}): head.Head must learn it"
         )
     before = model.config._attn_implementation
     tree = Block()
@@ -242,13 +273,12 @@ def last_hidden(model: torch.nn.Module, packed: Row) -> Tensor:
             use_cache=False, packed=packed,
         )  # fmt: skip
         return out.last_hidden_state[0]
-    n = packed.shape[0] * packed.shape[1]
-    batch, seen = (
-        t.new_zeros(n).index_copy(0, packed.places, t).reshape(packed.shape)
-        for t in (packed.ids[0], torch.ones_like(packed.ids[0]))
-    )
-    out = body(input_ids=batch, attention_mask=seen, use_cache=False)
-    return packed.gather(out.last_hidden_state)[0]
+    parts = []
+    for group in packed.groups:
+        batch, seen = (group.spread(t) for t in (packed.ids[0], torch.ones_like(packed.ids[0])))
+        out = body(input_ids=batch, attention_mask=seen, use_cache=False)
+        parts.append(group.gather(out.last_hidden_state))
+    return torch.cat(parts)
 
 
 @dataclass(frozen=True)

@@ -271,13 +271,13 @@ class Loop:
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         mine = [(s, False) for s in targets[rank::world]] + [(s, True) for s in replays[rank::world]]
         lengths = [len(s.ids) for s, _ in mine]
-        groups = list(packing.by_length(lengths, limit=self.profile.pass_tokens))
+        groups = list(packing.by_length(lengths, limit=max(1, self.profile.pass_tokens // 2)))
         sums = torch.zeros(2)
         for number, places in enumerate(groups):
             last = number + 1 == len(groups)
             with nullcontext() if last else self.accelerator.no_sync(self.student):
-                # in the order of `mine`: target first
-                loss, parts = self._loss([mine[i] for i in sorted(places)])
+                batch = sorted((mine[i] for i in places), key=lambda one: (one[1], len(one[0].ids)))
+                loss, parts = self._loss(batch)  # target first
                 self.accelerator.backward(loss * world)  # processes average their gradients
             sums += parts
         return tuple(self.accelerator.reduce(sums, "sum").tolist())

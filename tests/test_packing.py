@@ -63,6 +63,12 @@ def model(request):
     return made(*PACKED[request.param])
 
 
+@pytest.fixture(params=[0, 64**2], autouse=True)
+def groups(request, monkeypatch):
+    """Every test with attention in several groups, and in one."""
+    monkeypatch.setattr(packing, "FREE", request.param)
+
+
 @pytest.fixture
 def llama():
     model = made(*PACKED["llama"])
@@ -105,7 +111,7 @@ def test_logits_that_the_head_does_not_explain_are_refused():
             out.logits = out.logits + torch.arange(97.0)
             return out
 
-    with pytest.raises(UserError, match=r"Odd changes logits .* packing\.Head must learn it"):
+    with pytest.raises(UserError, match=r"Odd changes logits .* head\.Head must learn it"):
         packing.prepare(made(Odd, LlamaConfig(**SIZE)))
 
 
@@ -175,14 +181,29 @@ def test_a_sequence_longer_than_a_sliding_window_is_refused():
         in_a_row(model, [Sequence(tuple(range(10)), 1)])
 
 
-def test_documents_by_hand():
+def test_documents_by_hand(monkeypatch):
     """(1 2 3 4), loss from 2 on; (5 6), loss from 1 on: rows 1 2 predict 3 4, row 3 predicts 6."""
+    monkeypatch.setattr(packing, "FREE", 1000)
     found = packing.documents([Sequence((1, 2, 3, 4), 2), Sequence((5, 6), 1)], torch.device("cpu"))
     assert found.packed.ids.tolist() == [[1, 2, 3, 5]]
     assert found.packed.positions.tolist() == [[0, 1, 2, 0]]
-    assert found.packed.shape == (2, 3) and found.packed.places.tolist() == [0, 1, 2, 3]
+    (group,) = found.packed.groups
+    assert group.tokens == slice(0, 4) and group.mask is None
+    assert group.shape == (2, 3) and group.places.tolist() == [0, 1, 2, 3]
     assert found.rows.tolist() == [1, 2, 3] and found.targets.tolist() == [3, 4, 6]
-    assert found.counts == [2, 1] and found.packed.mask is None
+    assert found.counts == [2, 1]
+
+
+def test_attention_pads_little(monkeypatch):
+    """3 x 25 <= 1.5 (16 + 16 + 25), but 4 x 81 > 1.5 (57 + 81) and 2 x 81 > 1.5 (81 + 4)."""
+    monkeypatch.setattr(packing, "FREE", 0)
+    lengths = [4, 4, 5, 9, 2]
+    row = packing.row([packing.chain(range(n)) for n in lengths], torch.device("cpu"))
+    assert [group.shape for group in row.groups] == [(3, 5), (1, 9), (1, 2)]
+    assert [group.tokens for group in row.groups] == [slice(0, 13), slice(13, 22), slice(22, 24)]
+    monkeypatch.setattr(packing, "FREE", 1000)
+    (group,) = packing.row([packing.chain(range(n)) for n in lengths], torch.device("cpu")).groups
+    assert group.shape == (5, 9)
 
 
 def test_groups_by_length():
