@@ -12,7 +12,7 @@ import common
 
 from cfutils.precision import bf16
 
-SIZE = {"smollm2": (64, 32), "tiny": (512, 96)}
+SIZE = {"smollm2": (64, 96), "tiny": (512, 96)}
 """Samples in a batch, and the cap on their length."""
 ARMS = ("forward", "generate", "ours", "vllm")
 

@@ -2,7 +2,7 @@
 
 Tasks with choices ask for log-likelihoods, the others for generated answers. Five shots come in two ways:
 `own`, other examples for every item, which is lm-eval's default, and `same`, the same ones for all items
-of a task. HFLM is given the batch size that serves it best here.
+of a task. `hflm` has the batch size that serves it best here, `hflm_1` that of lm-eval's command, one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ITEMS = {"smollm2": {"zero": 6, "own": 1, "same": 3}, "tiny": {"zero": 100, "own
 """Items of each task."""
 BATCH = {"smollm2": 8, "tiny": 128}
 SHOTS = 5
-ARMS = ("ours", "hflm")
+ARMS = {"zero": ("ours", "hflm", "hflm_1"), "own": ("ours", "hflm"), "same": ("ours", "hflm")}
 
 
 def turn(*, arm: str, base: str, shots: str, number: int) -> dict:
@@ -43,7 +43,8 @@ def turn(*, arm: str, base: str, shots: str, number: int) -> dict:
     else:
         model.set_attn_implementation("sdpa")
         model.generation_config.eos_token_id = tokenizer.eos_token_id  # else done rows write on
-        lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=BATCH[base])
+        size = BATCH[base] if arm == "hflm" else 1
+        lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=size)
     for kind, asked in kinds.items():  # the first products set memory up
         getattr(lm, kind)(asked[:8], disable_tqdm=True)
     found = {"loglikelihood": [], "generate_until": []}
@@ -102,6 +103,6 @@ def _shown(task, doc) -> str:
 if __name__ == "__main__":
     settings = [
         {"arm": arm, "base": base, "shots": shots}
-        for base in ITEMS for shots in ITEMS[base] for arm in ARMS
+        for base in ITEMS for shots in ITEMS[base] for arm in ARMS[shots]
     ]  # fmt: skip
     common.main(__file__, turn, settings)

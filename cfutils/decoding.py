@@ -212,7 +212,9 @@ def choose(logits: Tensor, uniforms: Tensor, *, temperature: float) -> tuple[Ten
     else:
         top = logits.amax(-1, keepdim=True)
         weights = ((logits - top) / temperature).exp_().to(uniforms.device)
-        pieces = F.pad(weights, (0, -weights.shape[1] % PIECE)).unflatten(1, (-1, PIECE))
+        if rest := -weights.shape[1] % PIECE:
+            weights = F.pad(weights, (0, rest))
+        pieces = weights.unflatten(1, (-1, PIECE))
         sums = pieces.sum(-1, dtype=torch.float64).cumsum(-1)
         normal = sums[:, -1].log().float().to(top.device) + top[:, 0]
         if temperature != 1:
