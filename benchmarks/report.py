@@ -8,8 +8,27 @@ import common
 import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
+from matplotlib.ticker import FixedLocator, NullLocator
 
 from cfutils import plots
+
+WORK = {
+    "scoring": ("seconds", ["base", "shots"], "ours", "s", False),
+    "tuning": ("tokens_per_s", ["base"], "ours", "supervised tokens/s", True),
+    "replay": ("seconds_per_step", ["base"], "kl", "s/step", False),
+    "sampling": ("tokens_per_s", ["base", "dtype"], "ours", "tokens/s", True),
+}
+"""Of each benchmark: its figure, what is compared with what, which arm is ours, unit, direction."""
+LABELS = {
+    "ours": "ours", "hflm": "lm-eval HFLM, its best batch", "hflm_1": "lm-eval HFLM, batch 1",
+    "ours_checkpointing": "ours, activations again", "sft": "TRL SFTTrainer, as it comes",
+    "sft_plain": "TRL SFTTrainer, activations kept", "trainer": "transformers Trainer",
+    "kl": "replay by KL", "nll": "replay by NLL", "kl_live": "KL, base asked each step",
+    "forward": "plain forward pass", "generate": "transformers.generate", "vllm": "ours, by vLLM",
+}  # fmt: skip
+BASES = {"smollm2": "SmolLM2-135M", "tiny": "tiny base"}
+SHOTS = {"zero": "(zero-shot)", "own": "(5 own shots)", "same": "(5 same shots)"}
+OURS, PEER = "#D55E00", "#9A9A9A"
 
 
 def read(name: str) -> pd.DataFrame:
@@ -19,33 +38,26 @@ def read(name: str) -> pd.DataFrame:
 
 
 def rows() -> list[dict]:
-    """One row an arm: its figure's median and range, and how many times better ours is."""
+    """One row an arm: median and range, and how many times better ours is, in speed and in memory."""
     found: list[dict] = []
-
-    def add(frame, what, value, groups, ours, unit, more_is_better=True) -> None:
-        for keys, group in frame.groupby(groups, sort=False):
-            by = {arm: part[value] for arm, part in group.groupby("arm", sort=False)}
-            mine = by[ours].median()
-            for arm, values in by.items():
-                ratio = mine / values.median()
+    for work, (value, groups, ours, unit, more_is_better) in WORK.items():
+        frame = read(work)
+        for keys, group in frame.groupby(groups, sort=False) if len(frame) else ():
+            by = {arm: part for arm, part in group.groupby("arm", sort=False)}
+            mine = by[ours].median(numeric_only=True)
+            for arm, part in by.items():
+                theirs = part.median(numeric_only=True)
+                ratio = mine[value] / theirs[value]
+                other = arm != ours
                 found.append({
-                    "work": what, "base": keys[0], "setting": " ".join(map(str, keys[1:])),
-                    "arm": arm, "unit": unit, "value": common.spread(values), "turns": len(values),
-                    "peak MB": common.spread(group[group["arm"] == arm]["peak_mb"].fillna(0)),
-                    f"{ours} is": "" if arm == ours else
-                        f"{ratio if more_is_better else 1 / ratio:.2f}×",
+                    "work": work, "base": keys[0], "setting": " ".join(map(str, keys[1:])),
+                    "arm": LABELS[arm], "unit": unit, "value": common.spread(part[value]),
+                    "turns": len(part),
+                    "ratio": f"{ratio if more_is_better else 1 / ratio:.2f}×" if other else "",
+                    "peak MB": common.spread(part["peak_mb"]) if part["peak_mb"].notna().all() else "",
+                    "our memory": f"{mine['peak_mb'] / theirs['peak_mb']:.2f}×"
+                    if other and part["peak_mb"].notna().all() else "",
                 })  # fmt: skip
-
-    if len(frame := read("scoring")):
-        add(frame, "scoring", "seconds", ["base", "shots"], "ours", "s", False)
-    if len(frame := read("tuning")):
-        add(frame, "tuning", "tokens_per_s", ["base"], "ours", "supervised tokens/s")
-    if len(frame := read("replay")):
-        add(frame, "replay", "seconds_per_step", ["base"], "kl", "s/step", False)
-    if len(frame := read("sampling")):
-        add(frame, "sampling", "tokens_per_s", ["base", "dtype"], "ours", "tokens/s")
-    for row in found:  # one column, whichever arm it is about
-        row["ratio"] = next((row.pop(k) for k in list(row) if k.endswith(" is")), "")
     return found
 
 
@@ -60,8 +72,14 @@ def agreement() -> list[str]:
             differ = sum(a != b for a, b in zip(*flags, strict=True))
             lines.append(
                 f"Scoring, {base}, {shots}: {len(ours)} log-likelihoods differ by at most "
-                f"{np.abs(ours - peer).max():.1e}; {differ} greedy answers differ."
+                f"{np.abs(ours - peer).max():.1e}; {differ} greedy flags differ."
             )
+            if texts := json.loads(by.loc["ours", "answers"]):
+                pairs = zip(texts, json.loads(by.loc["hflm", "answers"]), strict=True)
+                differ = sum(a != b for a, b in pairs)
+                lines.append(
+                    f"Scoring, {base}, {shots}: of {len(texts)} generated answers {differ} differ."
+                )
     for name in ("tuning", "replay"):
         for base, group in read(name).groupby("base", sort=False) if len(read(name)) else ():
             curves = {arm: json.loads(part["losses"].iloc[0]) for arm, part in group.groupby("arm")}
@@ -77,6 +95,23 @@ def agreement() -> list[str]:
         for base, group in frame[frame["arm"] == "kl"].groupby("base", sort=False):
             once = group["once_s"].median() / group["seconds_per_step"].median()
             lines.append(f"Replay, {base}: asking the base once takes as long as {once:.1f} steps.")
+    if len(frame := read("growth")):
+        for axis, group in frame.groupby("axis", sort=False):
+            by = group.groupby("times").median(numeric_only=True)
+            first, last = by.iloc[0], by.iloc[-1]
+            lines.append(
+                f"Growth, {axis} ×{by.index[-1]}: {last['seconds'] / first['seconds']:.1f} times the "
+                f"seconds, {last['peak_mb'] / first['peak_mb']:.2f} times the memory."
+            )
+    if len(frame := read("tuning")):
+        for base, group in frame.groupby("base", sort=False):
+            by = group.groupby("arm")[["tokens_per_s", "peak_mb"]].median()
+            ours, peer = by.loc["ours_checkpointing"], by.loc["sft"]
+            lines.append(
+                f"Tuning, {base}, activations computed again by both: "
+                f"{ours['tokens_per_s'] / peer['tokens_per_s']:.2f}× SFTTrainer at "
+                f"{ours['peak_mb'] / peer['peak_mb']:.2f}× its memory."
+            )
     if len(frame := read("whole")):
         cold, warm = frame["cold_s"].iloc[-1], frame["warm_s"].iloc[-1]
         lines.append(f"Whole default run: cold {cold:.0f} s, warm {warm:.1f} s.")
@@ -84,46 +119,54 @@ def agreement() -> list[str]:
 
 
 def growth(axes) -> None:
-    """Seconds and peak memory against the amount of work."""
-    if not len(frame := read("growth")):
-        return
-    for axis, group in frame.groupby("axis", sort=False):
-        by = group.groupby("times")
-        seconds, memory = by["seconds"], by["peak_mb"].median()
-        line = axes[0].plot(seconds.median() / seconds.median().iloc[0], marker="o", label=axis)
-        low, high = seconds.min(), seconds.max()
-        base = seconds.median().iloc[0]
-        axes[0].fill_between(low.index, low / base, high / base, alpha=0.2, color=line[0].get_color())
-        axes[1].plot(memory, marker="o", label=axis)
-    for ax in axes:
-        ax.set_xscale("log", base=2)
-        ax.set_xlabel("times the work")
-        ax.xaxis.set_major_formatter(lambda x, _: f"×{x:g}")
-    axes[0].set_yscale("log", base=2)
-    axes[0].yaxis.set_major_formatter(lambda x, _: f"×{x:g}")
-    axes[0].axline((1, 1), slope=1, color="grey", linestyle=":", label="linear")
-    axes[0].set_title("Time as work grows (tiny)", loc="left")
-    axes[1].set_title("Peak memory, MB", loc="left")
-    axes[1].set_ylim(0, None)
+    """Seconds and peak memory against the amount of work, each as a multiple of the smallest amount's."""
+    frame = read("growth")
+    titles = {"seconds": "Time as work grows (tiny)", "peak_mb": "Peak memory as work grows (tiny)"}
+    for ax, (value, title) in zip(axes, titles.items(), strict=True):
+        for axis, group in frame.groupby("axis", sort=False) if len(frame) else ():
+            by = group.groupby("times")[value]
+            first = by.median().iloc[0]
+            (line,) = ax.plot(by.median() / first, marker="o", label=axis)
+            low, high = by.min() / first, by.max() / first
+            ax.fill_between(low.index, low, high, alpha=0.2, color=line.get_color())
+        ax.axline((1, 1), (16, 16), color="grey", linestyle=":", label="linear")
+        ax.set(xscale="log", yscale="log", xlabel="times the work")
+        for scale in (ax.xaxis, ax.yaxis):
+            scale.set_major_locator(FixedLocator([1, 2, 4, 8, 16]))
+            scale.set_minor_locator(NullLocator())
+            scale.set_major_formatter(lambda x, _: f"×{x:g}")
+        ax.set_ylim(0.7, 20)
+        ax.set_title(title, loc="left")
     axes[0].legend(frameon=False)
 
 
-def bars(ax, frame: pd.DataFrame, value: str, title: str, base: str) -> None:
-    """Median of each arm, with its range."""
-    ax.set_title(title, loc="left")
-    if not len(frame):
-        return
-    by = frame[frame["base"] == base].groupby("arm", sort=False)[value]
-    middle = by.median()
-    error = [middle - by.min(), by.max() - middle]
-    colours = ["#D55E00" if arm.startswith(("ours", "kl")) and arm != "kl_live" else "#9A9A9A"
-               for arm in middle.index]  # fmt: skip
-    ax.barh(middle.index[::-1], middle[::-1], color=colours[::-1],
-            xerr=[e[::-1] for e in error], error_kw={"ecolor": "#333333", "capsize": 2})  # fmt: skip
+def bars(ax, work: str, base: str) -> None:
+    """Median of each arm with its range, and how it compares with ours."""
+    value, groups, ours, unit, more_is_better = WORK[work]
+    frame = read(work)
+    frame = frame[frame["base"] == base] if len(frame) else frame
+    names, at = [], 0
+    for keys, group in frame.groupby(groups, sort=False) if len(frame) else ():
+        by = group.groupby("arm", sort=False)[value]
+        for arm, values in by:
+            middle = values.median()
+            ratio = by.get_group(ours).median() / middle
+            error = [[middle - values.min()], [values.max() - middle]]
+            mine = arm.startswith("ours") or arm in (ours, "vllm")
+            ax.barh(at, middle, color=OURS if mine else PEER, xerr=error,
+                    error_kw={"ecolor": "#333333", "capsize": 2})  # fmt: skip
+            text = "" if arm == ours else f"  {ratio if more_is_better else 1 / ratio:.2f}×"
+            ax.annotate(text, (values.max(), at), va="center", fontsize=8)
+            names.append(" ".join([LABELS[arm], *(SHOTS.get(k, k) for k in keys[1:])]))
+            at += 1
+    ax.set_yticks(range(at), names, fontsize=8)
+    ax.invert_yaxis()
+    ax.margins(x=0.15)
+    ax.set_title(f"{work.capitalize()}, {BASES[base]}: {unit}", loc="left")
 
 
 def main() -> None:
-    """Write benchmarks.md and benchmarks.png, .pdf, .csv."""
+    """Write README.md, and benchmarks.png, .pdf, .csv."""
     table = pd.DataFrame(rows())
     head = " | ".join(table.columns)
     lines = [f"| {head} |", "|" + "---|" * len(table.columns)]
@@ -131,22 +174,23 @@ def main() -> None:
     facts = ", ".join(f"{k} {v}" for k, v in common.machine().items())
     text = [
         "# Benchmarks", "", f"Measured on: {facts}.", "",
-        "Median [range] over turns; `ratio` above 1 says that ours (for replay: `kl`) is the better one,",
-        "by how much. Written by `make bench`.", "", *lines, "", *(f"- {x}" for x in agreement()), "",
+        "Median [range] over turns. `ratio` above 1: so many times faster is ours (for replay: KL from",
+        "stored states). `our memory` below 1: ours peaks at so much of it. Written by `make bench`.",
+        "", *lines, "", *(f"- {x}" for x in agreement()), "",
     ]  # fmt: skip
     (common.FOLDER / "README.md").write_text("\n".join(text), encoding="utf-8")
     plots.style()
-    fig, axes = plt.subplots(3, 2, figsize=(10, 9.5), layout="constrained")
-    scoring, sampling, base = read("scoring"), read("sampling"), "smollm2"
-    for frame, also in ((scoring, "shots"), (sampling, "dtype")):
-        if len(frame):
-            frame["arm"] += " " + frame[also]
-    bars(axes[0, 0], scoring, "seconds", "Scoring, seconds (zero-shot; 5 own, 5 same shots)", base)
-    bars(axes[0, 1], read("tuning"), "tokens_per_s", "Tuning, supervised tokens/s", base)
-    bars(axes[1, 0], read("replay"), "seconds_per_step", "Replay, seconds a step", base)
-    bars(axes[1, 1], sampling, "tokens_per_s", "Sampling, tokens/s", base)
-    growth(axes[2])
-    fig.suptitle("SmolLM2-135M in fp32 on two cores; ours in colour, bars are medians, lines ranges")
+    heights = [1.6, 1, 0.7, 0.8, 1.2]
+    fig, axes = plt.subplots(
+        5, 2, figsize=(12, 15), layout="constrained", height_ratios=heights
+    )
+    for row, work in zip(axes, WORK, strict=False):
+        for ax, base in zip(row, BASES, strict=True):
+            bars(ax, work, base)
+    growth(axes[-1])
+    fig.suptitle(
+        "Ours in colour; bars are medians, lines ranges; numbers: so many times faster is ours"
+    )
     for ax in axes.flat:
         ax.set_visible(ax.has_data())
     plots.save(fig, "benchmarks", table, common.FOLDER)

@@ -84,8 +84,9 @@ class _Packed:
         for reading in trees.read(model, texts, limit=limit, keep=True):
             before = range(reading.trunk.length)
             rows, columns, places = [], [], []
+            texts_here, ends = zip(*((index, path[-1]) for index, path in reading.paths), strict=True)
+            self.states[list(texts_here)] = reading.hidden[list(ends)]
             for index, path in reading.paths:
-                self.states[index] = reading.hidden[path[-1]]
                 whole = [*before, *(len(before) + place for place in path)]
                 rows += [index] * len(whole)
                 columns += range(width - len(whole), width)

@@ -1,8 +1,9 @@
 """lm-eval's own tasks on a loaded model: stock definitions, requests and metrics; generation in our loop.
 
-What differs from lm-eval's HFLM: common beginnings are computed once and logits only where a continuation
-is scored (`trees`), and all greedy answers go through one loop that lets finished rows leave the batch
-(`decoding`), or through vLLM where they may be long. What comes out is the same (tested).
+What differs from lm-eval's HFLM: texts are encoded all at once, common beginnings are computed once and
+logits only where a continuation is scored (`trees`), and all greedy answers go through one loop that lets
+finished rows leave the batch (`decoding`), or through vLLM where they may be long. What comes out is the
+same (tested).
 """
 
 from __future__ import annotations
