@@ -39,7 +39,8 @@ def turns(script: str, settings: list[dict], *, rounds: int) -> pd.DataFrame:
                 print(f"  {one}: {done.stderr.strip().splitlines()[-1:]}", flush=True)
                 continue
             found = json.loads(done.stdout.strip().splitlines()[-1])
-            rows.append({**one, "turn": number, **found})
+            kept = {k: json.dumps(v) if isinstance(v, list) else v for k, v in found.items()}
+            rows.append({**one, "turn": number, **kept})
             shown = {k: v for k, v in found.items() if not isinstance(v, list)}
             print(f"  {' '.join(map(str, one.values()))}: {shown}", flush=True)
     return pd.DataFrame(rows)

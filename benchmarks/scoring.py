@@ -3,6 +3,7 @@
 Tasks with choices ask for log-likelihoods, the others for generated answers. Five shots come in two ways:
 `own`, other examples for every item, which is lm-eval's default, and `same`, the same ones for all items
 of a task. `hflm` has the batch size that serves it best here, `hflm_1` that of lm-eval's command, one.
+`exact` is HFLM in fp64: not a rival, but what tells whose rounding a difference is.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ ITEMS = {"smollm2": {"zero": 6, "own": 1, "same": 3}, "tiny": {"zero": 100, "own
 """Items of each task."""
 BATCH = {"smollm2": 8, "tiny": 128}
 SHOTS = 5
-ARMS = {"zero": ("ours", "hflm", "hflm_1"), "own": ("ours", "hflm"), "same": ("ours", "hflm")}
+ARMS = {"zero": ("ours", "hflm", "hflm_1", "exact"), "own": ("ours", "hflm"), "same": ("ours", "hflm")}
 
 
 def turn(*, arm: str, base: str, shots: str, number: int) -> dict:
@@ -43,7 +44,9 @@ def turn(*, arm: str, base: str, shots: str, number: int) -> dict:
     else:
         model.set_attn_implementation("sdpa")
         model.generation_config.eos_token_id = tokenizer.eos_token_id  # else done rows write on
-        size = BATCH[base] if arm == "hflm" else 1
+        if arm == "exact":
+            model = model.double()
+        size = 1 if arm == "hflm_1" else BATCH[base]
         lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=size)
     for kind, asked in kinds.items():  # the first products set memory up
         getattr(lm, kind)(asked[:8], disable_tqdm=True)
