@@ -107,7 +107,7 @@ class Row:
     groups: list[Group]
     trunk: Trunk
     record: Trunk | None = None
-    """Where keys and values of this row are kept, if it is to be a trunk itself."""
+    """Where keys and values of this row are kept, if they are wanted."""
 
 
 def row(
