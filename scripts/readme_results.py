@@ -16,9 +16,11 @@ from cfutils.profiles import DEFAULT, load
 START, END = "<!-- results:start -->\n", "<!-- results:end -->\n"
 
 
-def block() -> str:
+DATA = f"figures/{DEFAULT}/recipe_bars.csv"
+
+
+def block(table: pd.DataFrame) -> str:
     """Return the table and what it says, as Markdown."""
-    table = pd.read_csv(paths.root() / "figures" / DEFAULT / "recipe_bars.csv")
     profile = load(DEFAULT)
     seeds = len(profile.seeds)
     lines = [
@@ -58,7 +60,8 @@ def main() -> None:
     readme = paths.root() / "README.md"
     text = readme.read_text(encoding="utf-8")
     before, rest = text.split(START)
-    readme.write_text(before + START + block() + END + rest.split(END)[1], encoding="utf-8")
+    results = block(pd.read_csv(paths.root() / DATA))
+    readme.write_text(before + START + results + END + rest.split(END)[1], encoding="utf-8")
 
 
 if __name__ == "__main__":

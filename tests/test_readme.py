@@ -1,9 +1,12 @@
 """The README tells the truth: its commands are accepted, its numbers are those of the figures."""
 
 import importlib.util
+import io
 import re
 import shlex
+import subprocess
 
+import pandas as pd
 import pytest
 
 from cfutils import batch, paths
@@ -39,7 +42,13 @@ def test_there_are_commands():
 def test_results_are_those_of_the_figures():
     script = results()
     block = README.split(script.START)[1].split(script.END)[0]
-    assert block == script.block()
+    found = [script.block(pd.read_csv(paths.root() / script.DATA))]
+    # who draws the figures again, on another processor, changes last digits; README speaks of those shipped
+    command = ["git", "-C", str(paths.root()), "show", f"HEAD:{script.DATA}"]
+    shipped = subprocess.run(command, capture_output=True, text=True)
+    if shipped.returncode == 0:
+        found.append(script.block(pd.read_csv(io.StringIO(shipped.stdout))))
+    assert block in found
 
 
 def test_every_picture_is_there():
