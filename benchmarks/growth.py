@@ -16,13 +16,16 @@ SAMPLES, LENGTH = 128, 12
 def turn(*, axis: str, times: int, number: int) -> dict:
     """Do `times` as much of one kind of work."""
     lab, folder = common.opened("tiny", epochs=1, n_train=160, workers=1)
-    from cfutils import models, recipes, replay, tune
-    from cfutils.decoding import continue_all
-    from cfutils.engines import Request
+    from cfutils import recipes
+    from cfutils.data import mixing
+    from cfutils.models import loading, tokenizers
+    from cfutils.models.generation.transformers_engine import continue_all
+    from cfutils.models.generation.types import Request
+    from cfutils.training import trainer
 
-    model = models.load(folder, lab.profile)
-    tokenizer = models.load_tokenizer(folder)
-    start = models.start_token(tokenizer, None)
+    model = loading.load(folder, lab.profile)
+    tokenizer = tokenizers.load_tokenizer(folder)
+    start = tokenizers.start_token(tokenizer, None)
     chunk = lab.profile.chunk
 
     def draw(n: int, length: int, stop: tuple[int, ...]) -> None:
@@ -38,14 +41,14 @@ def turn(*, axis: str, times: int, number: int) -> dict:
     target = [workshop._encode(example) for example in workshop._split[0]]
     clock = time.perf_counter()
     if axis == "samples":
-        draw(SAMPLES * times, LENGTH * 4, models.end_tokens(tokenizer, start))
+        draw(SAMPLES * times, LENGTH * 4, tokenizers.end_tokens(tokenizer, start))
     elif axis == "length":
         draw(SAMPLES, LENGTH * times, ())
     else:
         for seed in range(times):
             plan = recipes.plan(lab.profile, "ft", seed=seed)
-            loop = tune.Loop(
-                models.load(folder, lab.profile), None, replay.mix(target, [], ratio=0.0, seed=seed),
+            loop = trainer.Loop(
+                loading.load(folder, lab.profile), None, mixing.mix(target, [], ratio=0.0, seed=seed),
                 profile=lab.profile, plan=plan, recipe=recipes.get("ft"),
             )  # fmt: skip
             for step in range(len(loop.steps)):

@@ -23,24 +23,28 @@ def turn(*, arm: str, base: str, number: int) -> dict:
         base, batch_size=BATCH, n_train=STEPS * BATCH, epochs=1, engine="transformers", n_samples=64,
         ratio=0.5,
     )  # fmt: skip
-    from cfutils import models, packing, recipes, replay, sampling, tune
+    from cfutils import recipes
+    from cfutils.data import mixing, sequences
+    from cfutils.models import loading, packing
+    from cfutils.models.generation import sampling
+    from cfutils.training import trainer
 
     workshop = lab.steps.workshop
     target = [workshop._encode(example) for example in workshop._split[0]]
-    pool = replay.from_samples(sampling.read(lab.ensure(lab.steps.samples("context_free"))))
+    pool = sequences.from_samples(sampling.read(lab.ensure(lab.steps.samples("context_free"))))
     workshop.rest()
     recipe = "cfs" if arm == "nll" else "cf_kl"
     plan = recipes.plan(lab.profile, recipe, seed=0)
-    mixed = replay.mix(target, pool, ratio=plan.ratio, seed=0)
-    model, teacher, once = models.load(folder, lab.profile), None, 0.0
+    mixed = mixing.mix(target, pool, ratio=plan.ratio, seed=0)
+    model, teacher, once = loading.load(folder, lab.profile), None, 0.0
     if arm == "kl":
         states = Path(tempfile.mkdtemp()) / "states.safetensors"
         clock = time.perf_counter()
-        teacher = tune.Teacher(model, mixed.replay, states, limit=lab.profile.pass_tokens)
+        teacher = trainer.Teacher(model, mixed.replay, states, limit=lab.profile.pass_tokens)
         once = time.perf_counter() - clock
     if arm == "kl_live":
-        teacher = Live(models.load(folder, lab.profile), packing)
-    loop = tune.Loop(
+        teacher = Live(loading.load(folder, lab.profile), packing)
+    loop = trainer.Loop(
         model, teacher, mixed, profile=lab.profile, plan=plan, recipe=recipes.get(recipe)
     )
     seconds, losses = [], []

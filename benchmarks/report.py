@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from cfutils import plots
+from cfutils.analysis import plots
 
 WORK = {
     "scoring": ("seconds", ["base", "shots"], "ours", "s", False),

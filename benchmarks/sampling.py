@@ -1,7 +1,7 @@
-"""Sampling: our loop and vLLM beside transformers.generate, and a plain forward pass as the measure.
+"""Sampling: both engines beside transformers.generate, and a plain forward pass as the upper bound.
 
-Samples begin with the start token alone, pure sampling. The forward pass takes the same batch, one token
-a row, and keeps nothing: no way of sampling token by token with these kernels is faster.
+Prompts are the start token alone, without top-k or top-p. The forward pass takes the same batch, one token
+per row, and keeps nothing: sampling token by token with the same kernels cannot be faster.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import time
 
 import common
 
-from cfutils.precision import bf16
+from cfutils.models import tokenizers
+from cfutils.models.precision import bf16
 
 SIZE = {"smollm2": (64, 96), "tiny": (512, 96)}
 """Samples in a batch, and the cap on their length."""
@@ -18,20 +19,21 @@ ARMS = ("forward", "generate", "ours", "vllm")
 
 
 def turn(*, arm: str, base: str, dtype: str, number: int) -> dict:
-    """Draw one batch, after a small one that is not timed."""
+    """Sample one batch, after a short one that is not timed."""
     n, length = SIZE[base]
     lab, folder = common.opened(base, chunk=n, dtype=dtype)
     import torch
 
-    from cfutils import models
-    from cfutils.engines import Request, TransformersEngine, VllmEngine
+    from cfutils.models import loading
+    from cfutils.models.generation.sampling import open_engine
+    from cfutils.models.generation.types import Request
 
-    tokenizer = models.load_tokenizer(folder)
-    start = models.start_token(tokenizer, lab.profile.start_token)
-    stop = models.end_tokens(tokenizer, start)
+    tokenizer = tokenizers.load_tokenizer(folder)
+    start = tokenizers.start_token(tokenizer, lab.profile.start_token)
+    stop = tokenizers.end_tokens(tokenizer, start)
     requests = [Request((start,), 1000 * number + i) for i in range(n)]
     if arm in ("forward", "generate"):
-        model = models.load(folder, lab.profile)
+        model = loading.load(folder, dtype=dtype)
         ids = torch.full((n, 1), start)
     if arm == "forward":
         with torch.inference_mode():
@@ -58,15 +60,16 @@ def turn(*, arm: str, base: str, dtype: str, number: int) -> dict:
         total, logprob = draw(length)
         seconds = time.perf_counter() - clock
         return {"tokens_per_s": total / seconds, "logprob": logprob, "peak_mb": common.peak_mb()}
-    engine = TransformersEngine(folder, lab.profile)
-    if arm == "vllm":
-        engine = VllmEngine(folder, lab.profile, max_length=length + 1)
-    clock = time.perf_counter()
-    engine.draw(requests, temperature=1.0, max_tokens=2, stop=stop)
-    middle = time.perf_counter()
-    drawn = engine.draw(requests, temperature=1.0, max_tokens=length, stop=stop)
-    seconds = time.perf_counter() - middle
-    engine.__exit__()
+    engine = open_engine(
+        "vllm" if arm == "vllm" else "transformers", folder, dtype=dtype, max_length=length + 1, chunk=n,
+        pass_tokens=lab.profile.pass_tokens,
+    )  # fmt: skip
+    with engine:
+        clock = time.perf_counter()
+        engine.draw(requests, temperature=1.0, max_tokens=2, stop=stop)
+        middle = time.perf_counter()
+        drawn = engine.draw(requests, temperature=1.0, max_tokens=length, stop=stop)
+        seconds = time.perf_counter() - middle
     total = sum(len(c.token_ids) for c in drawn)
     return {
         "tokens_per_s": total / seconds,

@@ -28,14 +28,14 @@ def turn(*, arm: str, base: str, shots: str, number: int) -> dict:
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
-    from cfutils import models
-    from cfutils.harness import Harness
+    from cfutils.evaluation.lm_eval_model import Harness
+    from cfutils.models import loading, tokenizers
 
     kinds: dict[str, list[Instance]] = {"loglikelihood": [], "generate_until": []}
     for kind, arguments in _requests(lab.profile, ITEMS[base][shots], shots):
         kinds[kind].append(Instance(kind, {}, arguments, len(kinds[kind])))
     kinds = {kind: asked for kind, asked in kinds.items() if asked}
-    model, tokenizer = models.load(folder, lab.profile), models.load_tokenizer(folder)
+    model, tokenizer = loading.load(folder, lab.profile), tokenizers.load_tokenizer(folder)
     if arm == "ours":
         lm = Harness(
             pretrained=model, tokenizer=tokenizer, batch_size=lab.profile.chunk,
@@ -69,12 +69,11 @@ def turn(*, arm: str, base: str, shots: str, number: int) -> dict:
 
 def _requests(profile, limit: int, shots: str) -> Iterator[tuple[str, tuple]]:
     """Yield kind and arguments of every request; examples are items that are not scored."""
-    from cfutils import tasks
 
     for name in profile.retained:
-        task = tasks.lm_eval_task(name)
+        task = benchmarks.lm_eval_task(name)
         docs, space = list(task.eval_docs), task.config.target_delimiter
-        chosen = tasks.evenly(len(docs), min(limit, len(docs) - SHOTS))
+        chosen = benchmarks.evenly(len(docs), min(limit, len(docs) - SHOTS))
         others = [i for i in range(len(docs)) if i not in set(chosen)]
         for index in chosen:
             few = others[:SHOTS]

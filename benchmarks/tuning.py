@@ -23,14 +23,17 @@ def turn(*, arm: str, base: str, number: int) -> dict:
         base, batch_size=BATCH, n_train=STEPS * BATCH, epochs=1,
         gradient_checkpointing=arm == "ours_checkpointing",
     )  # fmt: skip
-    from cfutils import models, recipes, replay, tune
+    from cfutils import recipes
+    from cfutils.data import mixing
+    from cfutils.models import loading
+    from cfutils.training import trainer
 
     workshop = lab.steps.workshop
     target = [workshop._encode(example) for example in workshop._split[0]]
     plan = recipes.plan(lab.profile, "ft", seed=0)
-    model = models.load(folder, lab.profile)
-    loop = tune.Loop(
-        model, None, replay.mix(target, [], ratio=0.0, seed=0), profile=lab.profile, plan=plan,
+    model = loading.load(folder, lab.profile)
+    loop = trainer.Loop(
+        model, None, mixing.mix(target, [], ratio=0.0, seed=0), profile=lab.profile, plan=plan,
         recipe=recipes.get("ft"),
     )  # fmt: skip
     batches = [targets for targets, _ in loop.steps]
@@ -59,11 +62,10 @@ def _peer(arm, folder, profile, batches, rate, lr) -> tuple[list[float], list[fl
     import torch
     from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
-    from cfutils import models
-    from cfutils.tune import BETAS
+    from cfutils.training.trainer import BETAS
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    tokenizer = models.load_tokenizer(folder)
+    tokenizer = tokenizers.load_tokenizer(folder)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     rows = [s for batch in batches for s in batch]

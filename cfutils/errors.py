@@ -1,16 +1,30 @@
-"""The one error that a user can cause and mend.
+"""The error that a user can cause and fix, and how a value is shown in it.
 
 Everything else that is raised is a fault of the program and keeps its traceback.
 """
 
 from __future__ import annotations
 
+LONGEST = 200
+"""Characters of a value that a message shows in full."""
+
 
 class UserError(ValueError):
-    """Bad input, a missing piece or a full disk: one clear message, no traceback on the command line."""
+    """Bad input, a missing file or a full disk: one clear message, no traceback on the command line."""
 
 
-def bad(name: str, value: object, allowed: str, fix: str = "") -> UserError:
+def shown(value: object) -> str:
+    """Return the repr of a value, cut in the middle if it is longer than `LONGEST` characters."""
+    try:
+        text = repr(value)
+    except Exception:  # an integer of more than 4,300 digits, nesting beyond the recursion limit
+        return f"<{type(value).__name__} too large to show>"
+    if len(text) <= LONGEST:
+        return text
+    return f"{text[: LONGEST - 40]}...{text[-20:]} ({len(text):,} characters)"
+
+
+def invalid_value(name: str, value: object, allowed: str, fix: str = "") -> UserError:
     """Build the error that names the parameter, the value given, what is allowed, and the fix."""
-    message = f"{name} = {value!r} is not allowed: {allowed}."
+    message = f"{name} = {shown(value)} is not allowed: {allowed}."
     return UserError(f"{message} {fix}" if fix else message)

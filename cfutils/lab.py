@@ -1,36 +1,40 @@
-"""The face that notebooks use: ask for samples, runs and scores; what is missing is built.
+"""What notebooks use: request samples, runs and scores; what is missing is built.
 
     lab = Lab("smollm2", temperature=0.8)
     lab.samples("context_free", "contextual")    # a tidy frame
     methods = lab.study("methods")               # .scores, .items, .log(), .mixes(), .tokens(...)
     lab.save(fig, data, "frontier")
 
-What is there is read and nothing heavy is loaded: torch comes in when something must be built.
+What is there is read and nothing heavy is loaded: torch is imported when something must be built.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import pandas as pd
 
-from cfutils import forgetting, models, paths, pretraining, recipes, sampling, shares
-from cfutils.profiles import Profile, load
+from cfutils import paths, recipes
+from cfutils.analysis import forgetting, mixture_fit
+from cfutils.pipeline.results import Shipped
+from cfutils.pipeline.session import Session
+from cfutils.pipeline.steps import Steps, groups
+from cfutils.pipeline.store import Artifact, Step, Store
+from cfutils.profiles import FIELDS, Profile, load
 from cfutils.recipes import Plan
-from cfutils.steps import Steps, groups
-from cfutils.store import Artifact, Step, Store
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from cfutils.training.pretraining import Made
+
 BASE = {"recipe": "base", "seed": -1, "lr": None, "temperature": None, "ratio": None,
         "replay_weight": None, "alpha": None}  # fmt: skip
 NUMBERS = ["lr", "temperature", "ratio", "replay_weight", "alpha"]
-MIX = ("target_tokens", "replay_tokens", "ratio_reached", "shortfall", "steps")
+MIX = ("target_tokens", "replay_tokens", "ratio_reached", "shortfall", "steps", "seconds")
 
 
 @dataclass(frozen=True)
@@ -49,40 +53,37 @@ class Study:
         return [plan for plan in self.plans if plan.alpha is None]
 
     def log(self) -> pd.DataFrame:
-        """Return the training logs of the study's runs, one row an optimiser step."""
+        """Return the training logs of the study's runs, one row per optimiser step."""
         frames = []
         for plan in self._tuned:
-            path = self.lab.ensure(self.lab.steps.run(plan)).path / "log.csv"
             settings = {k: v for k, v in plan.settings().items() if k != "lr"}  # lr is the step's
-            frames.append(pd.read_csv(path).assign(**settings, peak_lr=plan.lr))
+            log = self.lab.ensure(self.lab.steps.log(plan)).table("log")
+            frames.append(log.assign(**settings, peak_lr=plan.lr))
         return pd.concat(frames, ignore_index=True)
 
     def mixes(self) -> pd.DataFrame:
         """Return what each run was tuned on: tokens of target and replay, ratio reached, shortfall."""
         rows = []
         for plan in self._tuned:
-            artifact = self.lab.ensure(self.lab.steps.run(plan))
-            facts = {name: artifact.notes[name] for name in MIX}
-            rows.append({**plan.settings(), **facts, "seconds": artifact.record["seconds"]})
+            notes = self.lab.ensure(self.lab.steps.log(plan)).notes
+            rows.append({**plan.settings(), **{name: notes[name] for name in MIX}})
         return pd.DataFrame(rows)
 
-    def tokens(self, task: str, *, recipes: Iterable[str]) -> pd.DataFrame:
-        """Return NLL and KL at every token of a probe, by recipe, with the base's NLL beside them.
+    def tokens(self, *, recipes: Iterable[str]) -> pd.DataFrame:
+        """Return NLL and KL at every token of fresh context-free samples, by recipe, beside the base's NLL.
 
-        Of each recipe the first run counts (first seed, first setting).
+        Of each recipe the first run is taken (first seed, first setting).
         """
 
         def read(plan: Plan | None) -> pd.DataFrame:
-            step = self.lab.steps.scores(plan, "probe")
-            return pd.read_parquet(self.lab.ensure(step).path / "tokens.parquet")
+            return self.lab.ensure(self.lab.steps.scores(plan, "probe")).table("tokens")
 
         base = read(None)["nll"]
         frames = [
             read(next(p for p in self.plans if p.recipe == name)).assign(recipe=name, nll_base=base)
             for name in recipes
         ]
-        tokens = pd.concat(frames, ignore_index=True)
-        return tokens[tokens["task"] == task].reset_index(drop=True)
+        return pd.concat(frames, ignore_index=True)
 
 
 class Lab:
@@ -99,185 +100,194 @@ class Lab:
             for k in changes
             if getattr(self.profile, k) != getattr(original, k)
         )
-        self.store = store or Store()
+        self.store = store or Store(shipped=Shipped.of(original.name))
+        self.session = Session(self.profile.execution)
         self.steps = Steps(self.profile, self.store)
+        self._used: dict[str, tuple[Step, Artifact]] = {}
+
+    @classmethod
+    def from_parameters(cls, namespace: Mapping[str, Any]) -> Self:
+        """Make the lab of a notebook from its parameters cell.
+
+        `namespace` is the notebook's globals(): of the names annotated there (`n_train: int = 64`), those
+        that are fields of the profile replace its values.
+        """
+        stated = set(FIELDS) & set(namespace.get("__annotations__", ()))
+        return cls(namespace["profile"], **{n: namespace[n] for n in sorted(stated)})
 
     def ensure(self, step: Step) -> Artifact:
         """Return a step's artifact, building what is missing."""
-        return self.store.ensure(step)
+        artifact = self.store.ensure(step, self.session)
+        self._used[step.key] = step, artifact
+        return artifact
 
     def samples(self, *sources: str, temperatures: Iterable[float] | None = None) -> pd.DataFrame:
-        """Return samples of the base, one row each: context_free, contextual or probe.
+        """Return samples of the base, one row each: context_free, contextual, probe, estimate or reference.
 
-        Sources and temperatures (the profile's, unless given) that are missing are drawn by one
-        engine, whose start costs more than a few samples.
+        Sources and temperatures (the profile's, unless given) that are missing are drawn by one engine,
+        whose start costs more than a few samples.
         """
-        with self._building():
-            frames = [
-                sampling.read(self.ensure(self.steps.samples(source, temperature=t))).assign(
-                    source=source
-                )
-                for source in sources
-                for t in temperatures or [self.profile.temperature]
-            ]
+        steps = [
+            (source, self._samples(source, t))
+            for source in sources
+            for t in temperatures or [self.profile.temperature]
+        ]
+        self._build([step for _, step in steps])
+        frames = [self.ensure(step).table("samples").assign(source=name) for name, step in steps]
         return pd.concat(frames, ignore_index=True)
 
-    def samples_record(self, source: str) -> dict[str, Any]:
+    def _samples(self, source: str, temperature: float | None = None) -> Step:
+        if source in ("probe", "estimate", "reference"):  # context-free ones that are never trained on
+            return self.steps.samples("context_free", purpose=source, temperature=temperature)
+        return self.steps.samples(source, temperature=temperature)
+
+    def samples_record(self, source: str) -> Mapping[str, Any]:
         """Return how a set of samples was drawn: start and end tokens, base, versions, seconds."""
-        with self._building():
-            return self.ensure(self.steps.samples(source)).record
+        self._build([self._samples(source)])
+        return self.ensure(self._samples(source)).record
 
     def entropy(self, *sources: str, temperatures: Iterable[float] | None = None) -> pd.DataFrame:
         """Return the base's entropy and log-probability at every token of its samples, in nats.
 
         Columns: sample, position, entropy, logprob (of a forward pass at T = 1), source, temperature.
         """
-        frames = []
-        with self._building():
-            for source in sources:
-                for t in temperatures or [self.profile.temperature]:
-                    path = self.ensure(self.steps.entropy(source, temperature=t)).path
-                    frame = pd.read_parquet(path / "entropy.parquet")
-                    frames.append(frame.assign(source=source, temperature=t))
+        steps = {
+            (source, t): self.steps.entropy(source, temperature=t)
+            for source in sources
+            for t in temperatures or [self.profile.temperature]
+        }
+        self._build(steps.values())
+        frames = [
+            self.ensure(step).table("entropy").assign(source=source, temperature=t)
+            for (source, t), step in steps.items()
+        ]
         return pd.concat(frames, ignore_index=True)
 
     def study(self, name: str) -> Study:
         """Run a study of recipes.STUDIES, building what is missing, and return its scores.
 
-        Raises `UserError` before any work if the disk cannot hold what is missing.
+        Raises `UserError` before any work if a task cannot be scored, or the disk cannot hold what is missing.
         """
-        steps = self.steps.study(name)
+        self._build(self.steps.study(name))
         plans = recipes.study(self.profile, name)
-        self.store.check_disk(steps)
         items, scores = [], []
-        with self._building():
-            self._draw(name, [step for step in steps if step.kind == "samples"])
-            tops = [
-                [self.steps.scores(plan, group) for group in groups(name)]
-                for plan in (None, *plans)
-            ]
-            self._share_out(name, tops)
-            for plan in (None, *plans):
-                run = self.steps.run(plan).key if plan else self.steps.base.key
-                settings = plan.settings() if plan else BASE
-                columns = {"profile": self.profile.name, **settings, "run": run}
-                for group in groups(name):
-                    artifact = self.ensure(self.steps.scores(plan, group))
-                    frame = pd.read_parquet(artifact.path / "items.parquet")
-                    items.append(_beside(columns, frame))
-                    scores.append(_beside(columns, forgetting.aggregate(frame)))
+        for plan in (None, *plans):
+            run = self.steps.run(plan).key if plan else self.steps.base.key
+            settings = plan.settings() if plan else BASE
+            columns = {"profile": self.profile.name, **settings, "run": run}
+            for group in groups(name):
+                frame = self.ensure(self.steps.scores(plan, group)).table("items")
+                items.append(_beside(columns, frame))
+                scores.append(_beside(columns, forgetting.aggregate(frame)))
         return Study(
             self, plans, pd.concat(scores, ignore_index=True), pd.concat(items, ignore_index=True)
         )
 
-    def shares(self) -> pd.DataFrame:
-        """Return the share of each kind of document: declared, and among samples (`shares.table`).
+    def mixture_counts(self) -> pd.DataFrame:
+        """Return the share of each kind of document: declared, and among samples (`mixture_fit.table`).
 
         Only for the tiny base, whose mixture is known.
         """
-        with self._building():
-            steps, frames = self.steps.shares(), []
-            self._draw("shares", steps)
-            for step in steps:
-                source = "contextual" if step.params["source"] == "contextual" else "context_free"
-                frames.append(sampling.read(self.ensure(step)).assign(source=source))
-            tokenizer = models.load_tokenizer(models.folder(self.ensure(self.steps.base)))
-        for frame in frames:
-            whole = [
-                [*p[1:], *t] for p, t in zip(frame["prompt_ids"], frame["token_ids"], strict=True)
-            ]
-            frame["text"] = tokenizer.batch_decode(whole, skip_special_tokens=True)
-        return shares.table(pd.concat(frames, ignore_index=True))
+        from cfutils.models import tokenizers
+
+        steps, frames = self.steps.mixture_samples(), []
+        self._build(steps)
+        folder = self.ensure(self.steps.base).model_folder
+        tokenizer = tokenizers.load_tokenizer(folder)
+        for step in steps:
+            frame = self.ensure(step).table("samples").assign(source=step.params["source"])
+            pairs = zip(frame["prompt_ids"], frame["token_ids"], strict=True)
+            whole = [[*prompt[1:], *drawn] for prompt, drawn in pairs]
+            text = tokenizer.batch_decode(whole, skip_special_tokens=True)
+            frames.append(frame.assign(text=text))
+        return mixture_fit.table(pd.concat(frames, ignore_index=True))
 
     def estimates(self) -> pd.DataFrame:
         """Return log-ratio and KL of every sequence that notebook 06 estimates the KL with.
 
-        Sources: context_free, reference (context-free too, at T = 1), contextual, text, pretraining.
-        Columns: recipe, source, temperature, index, tokens, log_ratio, kl (nats a sequence), and the
-        seconds that each took for 1,000 sequences (seconds_log_ratio, seconds_kl).
+        Sources: context_free (purpose `estimate`, or `reference` at T = 1), contextual, text, pretraining.
+        Columns: recipe, source, purpose, temperature, index, tokens, log_ratio, kl (nats per sequence), and
+        the seconds that each took for 1,000 sequences (seconds_log_ratio, seconds_kl).
         """
         frames = []
-        with self._building():
-            rows = self.steps.estimates()
-            drawn = {s.key: s for *_, step in rows if (s := step.needs.get("samples"))}
-            self._draw("estimates", drawn.values())
-            self._share_out("estimates", [[step] for *_, step in rows])
-            for plan, source, temperature, step in rows:
-                artifact = self.ensure(step)
-                frame = pd.read_parquet(artifact.path / "estimate.parquet").reset_index()
-                name = "context_free" if source == "estimate" else source
-                notes = artifact.notes
-                cost = {
-                    f"seconds_{k}": 1000 * v / notes["timed"] for k, v in notes["seconds"].items()
-                }
-                frames.append(
-                    frame.assign(recipe=plan.recipe, source=name, temperature=temperature, **cost)
-                )
+        rows = self.steps.estimates()
+        self._build([step for _, step in rows])
+        for columns, step in rows:
+            artifact = self.ensure(step)
+            notes = artifact.notes
+            cost = {f"seconds_{k}": 1000 * v / notes["timed"] for k, v in notes["seconds"].items()}
+            frames.append(artifact.table("estimate").reset_index().assign(**columns, **cost))
         return pd.concat(frames, ignore_index=True).astype({"temperature": float})
 
-    def pretrain(self) -> pretraining.Made:
+    def pretrain(self) -> Made:
         """Pretrain the tiny base again, from nothing; takes most of an hour, and is kept."""
-        return pretraining.made(self.ensure(self.steps.pretrain()))
+        from cfutils.training import pretraining
+
+        artifact = self.ensure(self.steps.pretrain())
+        return pretraining.made(artifact.record, artifact.path / "loss.csv")
 
     def heldout(self) -> pd.DataFrame:
         """Return the target items that are scored and never trained on: id, prompt, response."""
-        examples = self.steps.workshop.heldout()
+        from cfutils.pipeline.builders.inputs import Inputs
+
+        step = self.steps.scores(None, "target")
+        base = self.store.ensure_here(self.steps.base, self.session).model_folder
+        inputs = Inputs(base, self.session, {**step.params, **step.local})
+        examples = inputs.split(n_heldout=self.profile.n_heldout)[1]
         return pd.DataFrame(
             [{"id": e.id, "prompt": e.prompt, "response": e.response} for e in examples]
         )
+
+    def provenance(self) -> pd.DataFrame:
+        """Return what the artifacts used so far were made with, one row per way of making them.
+
+        Columns: kind, artifacts, origin ("built here" or "shipped"), made (first and last day), machine,
+        precision, versions, changed since (code, versions, or nothing).
+        """
+        rows = []
+        for step, artifact in self._used.values():
+            record = artifact.record
+            rows.append(
+                {
+                    "kind": step.kind,
+                    "origin": "built here" if artifact.path else "shipped",
+                    "machine": record["machine"].get("gpu") or record["machine"]["cpu"],
+                    "precision": record["notes"].get("precision", ""),
+                    "versions": ", ".join(f"{k} {v}" for k, v in record["versions"].items()),
+                    "changed since": ", ".join(sorted(self.store.changes(step, record))),
+                    "made": record["started"][:10],
+                }
+            )
+        frame = pd.DataFrame(rows)
+        keys = [c for c in frame if c != "made"]
+        made = frame.groupby(keys, sort=False)["made"]
+        span = made.min().where(made.min() == made.max(), made.min() + " to " + made.max())
+        return pd.DataFrame({"artifacts": made.size(), "made": span}).reset_index()
 
     def save(self, fig: Figure, data: pd.DataFrame, name: str) -> None:
         """Write a figure as NAME.png and NAME.pdf beside the NAME.csv it was drawn from.
 
         A lab with changed parameters has a folder of its own, so that the profile's figures stay.
         """
-        from cfutils import plots
+        from cfutils.analysis import plots
 
         plots.save(fig, name, data, paths.figures(self.name))
 
-    def _draw(self, study: str, steps: Iterable[Step]) -> None:
-        """Draw a study's samples before anything else is built: one engine serves them all."""
-        steps = list(steps)
-        self._share_out(study, [[step] for step in steps])
-        for step in steps:
-            self.ensure(step)
+    def _build(self, steps: Iterable[Step]) -> None:
+        """Build what is missing, by several processes where the profile has several."""
+        if not (missing := self.store.missing(steps)):
+            return
+        self.steps.check()
+        self.store.check_disk(missing)
+        with self.session:
+            if self.profile.workers > 1 and len(missing) > 1:
+                from cfutils.pipeline import parallel
 
-    def _share_out(self, study: str, units: list[list[Step]]) -> None:
-        """Let several processes build what is missing, where the profile has several."""
-        missing = [
-            keys for unit in units if (keys := [s.key for s in unit if not self.store.find(s)])
-        ]
-        if self.profile.workers > 1 and missing:
-            from cfutils import crew
-
-            if "workshop" in vars(self.steps):
-                self.steps.workshop.rest()
-            crew.build(self.profile, study, missing)
-
-    @contextlib.contextmanager
-    def _building(self) -> Iterator[None]:
-        """Free engine and models when the block is left, if anything was built."""
-        try:
-            yield
-        finally:
-            if "workshop" in vars(self.steps):
-                self.steps.workshop.rest()
-
-
-def plan(profile: Profile, studies: Iterable[str]) -> list[dict[str, Any]]:
-    """Return what these studies need, one row a step, deepest first: built or missing, and how long.
-
-    Nothing is built and nothing is loaded.
-    """
-    steps = Steps(profile, Store())
-    found = {step.key: step for name in studies for step in steps.study(name)}
-    rows = []
-    for step in found.values():
-        artifact = steps.store.find(step)
-        row = {"kind": step.kind, "label": step.label, "key": step.key}
-        seconds = artifact.record["seconds"] if artifact else None
-        rows.append({**row, "built": artifact is not None, "seconds": seconds})
-    return rows
+                parallel.build(
+                    missing, self.store, self.profile.execution, workers=self.profile.workers
+                )
+            for step in missing:
+                self.store.ensure_here(step, self.session)
 
 
 def _short(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Where things lie: every folder of the suite, found from one root.
+"""Folders of the suite, found from one root, and paths that a user gives.
 
 The root is the environment variable CFUTILS_ROOT, else the nearest folder above the working
 directory or above this package that holds both `notebooks/` and `profiles/`. Nothing depends on
@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from cfutils.errors import UserError
+from cfutils.errors import UserError, invalid_value
 
 
 def root() -> Path:
@@ -28,7 +28,7 @@ def root() -> Path:
 
 
 def profiles() -> Path:
-    """Scale as data: one YAML file a profile."""
+    """Profiles: one YAML file each."""
     return root() / "profiles"
 
 
@@ -38,7 +38,7 @@ def notebooks() -> Path:
 
 
 def data() -> Path:
-    """What ships with the suite, and below it what does not (`cache`, `runs`)."""
+    """Data that ship with the suite, and below them those that do not (`cache`, `runs`)."""
     return root() / "data"
 
 
@@ -48,13 +48,35 @@ def cache() -> Path:
 
 
 def runs() -> Path:
-    """Artifacts of the store, and the executed notebooks; safe to delete, built again.
+    """Artifacts of the store and the executed notebooks; safe to delete, they are built again.
 
-    CFUTILS_RUNS moves it, to a larger disk say.
+    The environment variable CFUTILS_RUNS puts them elsewhere, on a larger disk for example.
     """
     return Path(os.environ.get("CFUTILS_RUNS") or data() / "runs")
+
+
+def results(profile: str) -> Path:
+    """Results of one profile that ship with the suite (tables and records, no weights)."""
+    return data() / "results" / profile
 
 
 def figures(profile: str) -> Path:
     """Figures of one profile: NAME.png, NAME.pdf, NAME.csv."""
     return Path(os.environ.get("CFUTILS_FIGURES") or root() / "figures") / profile
+
+
+def given(name: str, text: str) -> Path:
+    """Return the path that parameter `name` gives, with `~` expanded; nothing needs to be there.
+
+    Raises `UserError` for what no file system can hold or show: a null byte, a part that is too long, the
+    home of an unknown user, a folder without permission.
+    """
+    try:
+        path = Path(text).expanduser()
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return path
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise invalid_value(name, text, f"a path that can be read ({reason.rstrip('.')})") from None
+    return path

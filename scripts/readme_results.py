@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import pandas as pd
 
-from cfutils import paths, plots
+from cfutils import paths
+from cfutils.analysis import plots
 from cfutils.profiles import DEFAULT, load
 
 START, END = "<!-- results:start -->\n", "<!-- results:end -->\n"

@@ -1,18 +1,20 @@
-"""Order of the tests (fast ones first), and the tiny base that hermetic tests run on.
+"""Order of the tests (fast ones first), guards, and the tiny base that hermetic tests run on.
 
-The tiny base is a random Llama of two layers with a byte-level tokenizer, made here: no network, no
-data package. Its logits are spread (initializer_range 0.3), so that its law is far from uniform.
+No test writes into the checkout's own store or opens a connection to another machine. The tiny base is a random Llama of two layers with a byte-level tokenizer, made here: no network, no
+data package. Its logits are spread (initializer_range 0.3), so that its distribution is far from uniform.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import json
+import socket
 from pathlib import Path
 
 import pytest
 
+from cfutils.pipeline.store import Store
 from cfutils.profiles import Profile
-from cfutils.store import Store
 
 CORPUS = [
     "Question: How many apples are there in 3 bags of 4? Answer: 3 * 4 = 12 apples.",
@@ -24,6 +26,37 @@ CORPUS = [
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Move tests marked slow to the end; keep the order otherwise."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_store(tmp_path_factory):
+    """Artifacts and figures of all tests that name no folder of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("own")
+        patch.setenv("CFUTILS_RUNS", str(folder / "runs"))
+        patch.setenv("CFUTILS_FIGURES", str(folder / "figures"))
+        patch.delenv("CFUTILS_EVENTS", raising=False)
+        patch.delenv("CFUTILS_REBUILD", raising=False)
+        yield folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_network():
+    """Refuse connections that leave this machine."""
+    connect = socket.socket.connect
+
+    def guarded(self, address):
+        if self.family in (socket.AF_INET, socket.AF_INET6):
+            host = address[0]
+            local = host == "localhost" or ipaddress.ip_address(host).is_loopback
+            if not local:
+                raise OSError(f"a test tried to reach {host}")
+        return connect(self, address)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", guarded)
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        yield
 
 
 @pytest.fixture(scope="session")

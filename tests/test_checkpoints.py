@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from cfutils import checkpoints
+from cfutils.training import checkpoints
 
 
 def stepped(seed):

@@ -12,7 +12,8 @@ from filelock import FileLock
 
 import cfutils
 from cfutils import __main__ as cli
-from cfutils import assets, batch
+from cfutils.data import assets
+from cfutils.runner import batch
 
 HERE = Path(cfutils.__file__).resolve().parent.parent
 KEY = "0123456789abcdef0123"
@@ -43,14 +44,14 @@ def world(root):
 
 @pytest.fixture
 def plan(monkeypatch):
-    """Put a lab in place whose plan has one built and one missing step."""
+    """A plan of one built, one shipped and one missing step."""
     rows = [
-        {"kind": "samples", "label": "T=1", "key": "aa", "built": True, "seconds": 61.0},
-        {"kind": "run", "label": "ft", "key": "bb", "built": False, "seconds": None},
-    ]
-    lab = types.SimpleNamespace(plan=lambda profile, studies: rows)
-    monkeypatch.setitem(sys.modules, "cfutils.lab", lab)
-    monkeypatch.setattr(cfutils, "lab", lab, raising=False)
+        {"state": "built", "kind": "samples", "label": "T=1", "key": "aa", "seconds": 61.0,
+         "changes": {"code", "versions"}},
+        {"state": "shipped", "kind": "log", "label": "ft", "key": "cc", "seconds": 2.0, "changes": set()},
+        {"state": "missing", "kind": "tuned", "label": "ft", "key": "bb", "seconds": None, "changes": set()},
+    ]  # fmt: skip
+    monkeypatch.setattr(batch, "plan", lambda profile, studies: rows)
 
 
 def piece(root: Path, path: str, text: str = "12345") -> Path:
@@ -69,9 +70,14 @@ def piece(root: Path, path: str, text: str = "12345") -> Path:
         (["run", "tiny", "-p", "ratoi=1"], "Did you mean ratio?"),
         (["run", "tiny", "--dry-run", "-p", "ratio=2"], "ratio = 2.0"),
         (["list", "colours"], "profiles, notebooks, recipes, tasks"),
-        (["run", "broken"], "broken.yaml is not valid YAML"),
+        (["run", "broken"], "broken.yaml is not a valid profile"),
         (["status", "tini"], "profile = 'tini'"),
         (["assets", "where", "x"], "takes no names"),
+        (["run", "--rebuild-changed=colour"], "--rebuild-changed = 'colour' is not allowed: code, versions"),
+        (["run", "--dry-run", "--rebuild"], "leave out --rebuild"),
+        (["results", "compare", "tiny"], "takes 2 names"),
+        (["results", "compare", "here", "here"], "one of them a profile or a folder"),
+        (["results", "export", "tini"], "profile = 'tini'"),
     ],
 )
 def test_a_user_error_is_one_line_and_exit_2(root, plan, capsys, argv, said):
@@ -92,8 +98,12 @@ def test_a_command_line_that_makes_no_sense_is_exit_2(argv, capsys):
 def test_run_passes_everything_on_and_returns_its_code(monkeypatch):
     asked = []
     monkeypatch.setattr(batch, "run", lambda *a, **k: asked.append((a, k)) or 1)
-    assert cli.main(["run", "-n", "1", "2", "-n", "03", "-p", "a=1", "b=[1, 2]", "--force"]) == 1
-    assert asked == [(("tiny", ["1", "2", "03"], ["a=1", "b=[1, 2]"]), {"force": True})]
+    assert cli.main(["run", "-n", "1", "2", "-n", "03", "-p", "a=1", "b=[1, 2]", "--rebuild"]) == 1
+    assert asked == [(("tiny", ["1", "2", "03"], ["a=1", "b=[1, 2]"]), {"rebuild": True, "rebuild_changed": None})]
+    cli.main(["run", "--rebuild-changed"])
+    assert asked[-1][1] == {"rebuild": False, "rebuild_changed": ["code", "versions"]}
+    cli.main(["run", "--rebuild-changed=code"])
+    assert asked[-1][1]["rebuild_changed"] == ["code"]
 
 
 def test_an_interrupt_is_exit_130(monkeypatch, capsys):
@@ -137,8 +147,12 @@ def test_help_and_lists_import_nothing_heavy(root, world):
 def test_status_and_dry_run_show_what_is_built(root, plan, capsys):
     assert cli.main(["status", "tiny"]) == 0
     said = capsys.readouterr().out
-    assert "built    samples  T=1  aa  1:01" in said and "missing  run      ft   bb" in said
-    assert "1 of 2 steps built, in 1:01" in said
+    assert "built    samples  T=1  aa  1:01  other code and versions" in said
+    assert "shipped  log      ft   cc  0:02" in said and "missing  tuned    ft   bb" in said
+    assert "3 steps: 1 built, 1 shipped, 1 missing; built in 1:03; 1 by other code or versions" in said
+    assert cli.main(["status", "tiny", "--changed"]) == 0
+    said = capsys.readouterr().out
+    assert "samples" in said and "tuned" not in said
     assert cli.main(["run", "tiny", "--dry-run", "-p", "ratio=0.5"]) == 0
     assert "with profile='tiny', ratio=0.5" in capsys.readouterr().out
     assert not (root / "data").exists()
@@ -158,8 +172,8 @@ def test_assets(monkeypatch, capsys):
 
 def test_doctor(monkeypatch, capsys):
     doctor = types.SimpleNamespace(table=lambda checks: f"{len(checks)} checks")
-    monkeypatch.setitem(sys.modules, "cfutils.doctor", doctor)
-    monkeypatch.setattr(cfutils, "doctor", doctor, raising=False)
+    monkeypatch.setitem(sys.modules, "cfutils.runner.doctor", doctor)
+    monkeypatch.setattr(cfutils.runner, "doctor", doctor, raising=False)
     for oks, code in (([True, None], 0), ([True, False], 1)):
         doctor.examine = lambda oks=oks: [types.SimpleNamespace(ok=ok) for ok in oks]
         assert cli.main(["doctor"]) == code
@@ -191,4 +205,4 @@ def test_clean_leaves_what_is_being_built(root, capsys):
     left = piece(root, f"run/.work-{KEY}/state")
     with FileLock(left.parent.with_name(f".lock-{KEY}")):
         assert cli.main(["clean"]) == 0
-    assert "is being worked on and stays" in capsys.readouterr().out and left.exists()
+    assert "is in use and stays" in capsys.readouterr().out and left.exists()

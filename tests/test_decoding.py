@@ -1,4 +1,4 @@
-"""The loop on a law that is known, against a reference on a real architecture, and its draws by hand."""
+"""The decoding loop: on a known distribution, against a reference on a real architecture, and by hand."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from cfutils import decoding, models
-from cfutils.decoding import choose, continue_all
-from cfutils.engines import Request
+from cfutils.models import loading
+from cfutils.models.generation import transformers_engine
+from cfutils.models.generation.transformers_engine import choose, continue_all
+from cfutils.models.generation.types import Request
 
-LAW = [[0.5, 0.3, 0.2], [0.1, 0.6, 0.3], [0.25, 0.25, 0.5]]  # p(next | last)
+P = [[0.5, 0.3, 0.2], [0.1, 0.6, 0.3], [0.25, 0.25, 0.5]]  # p(next | last)
 
 
 class Markov:
-    """A model of three tokens whose next one depends on the last alone; counts the rows of each pass."""
+    """A model of three tokens, the next given by the last alone; records the rows of each pass."""
 
     device = torch.device("cpu")
     config = SimpleNamespace(
@@ -25,7 +26,7 @@ class Markov:
     )
 
     def __init__(self):
-        self.logits, self.rows = torch.tensor(LAW).log(), []
+        self.logits, self.rows = torch.tensor(P).log(), []
 
     def __call__(self, *, input_ids, past_key_values, **_):
         self.rows.append(len(input_ids))
@@ -41,33 +42,33 @@ def draw(requests, *, temperature=1.0, max_tokens=1, stop=(), **more):
     return found, model.rows
 
 
-def test_temperature_0_takes_the_likeliest_token():
-    """0 -> 0; 1 -> 1; 2 -> 2, whatever the seed; log p is that of the law itself."""
+def test_temperature_0_takes_the_most_probable_token():
+    """0 -> 0; 1 -> 1; 2 -> 2, whatever the seed; log p is that at temperature 1."""
     found, _ = draw([Request((2, last), seed) for last in range(3) for seed in range(3)],
                     temperature=0, max_tokens=4)  # fmt: skip
     for i, completion in enumerate(found):
         last = i // 3
         assert completion.token_ids == [last] * 4
-        assert completion.logprobs == pytest.approx([np.log(LAW[last][last])] * 4)
+        assert completion.logprobs == pytest.approx([np.log(P[last][last])] * 4)
         assert completion.finish_reason == "length"
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
-def test_draws_follow_the_law(temperature):
-    """4000 pairs: chi-square of the 9 possible below 26.1, which luck exceeds once in 1000 times."""
+def test_samples_follow_the_distribution(temperature):
+    """4000 pairs: chi-square over the 9 possible ones below 26.1, its 99.9th percentile (8 degrees)."""
     found, _ = draw([Request((0,), i) for i in range(4000)], temperature=temperature, max_tokens=2)
-    law = np.array(LAW) ** (1 / temperature)
-    law /= law.sum(1, keepdims=True)
+    p = np.array(P) ** (1 / temperature)
+    p /= p.sum(1, keepdims=True)
     seen = Counter(tuple(c.token_ids) for c in found)
-    expected = {(a, b): 4000 * law[0][a] * law[a][b] for a in range(3) for b in range(3)}
+    expected = {(a, b): 4000 * p[0][a] * p[a][b] for a in range(3) for b in range(3)}
     assert sum((seen[k] - n) ** 2 / n for k, n in expected.items()) < 26.1
     for completion in found[:50]:
         a, b = completion.token_ids
-        assert completion.logprobs == pytest.approx(np.log([LAW[0][a], LAW[a][b]]))
+        assert completion.logprobs == pytest.approx(np.log([P[0][a], P[a][b]]))
 
 
-def test_a_draw_does_not_depend_on_its_neighbours():
-    """Others end before it, begin elsewhere, stand before or behind it."""
+def test_a_sample_does_not_depend_on_its_neighbours():
+    """They end earlier, have other prompts, and come before or after it in the batch."""
     one = Request((0, 1), 42)
     (alone,), _ = draw([one], max_tokens=30, stop=(2,))
     others = [Request((0,) * n, n) for n in range(1, 9)]
@@ -79,10 +80,10 @@ def test_a_draw_does_not_depend_on_its_neighbours():
     assert other.token_ids != draw([one], max_tokens=30)[0][0].token_ids
 
 
-def test_finished_rows_leave_the_batch():
+def test_finished_rows_are_dropped():
     found, rows = draw([Request((0,), i) for i in range(50)], max_tokens=40, stop=(2,))
     lengths = [len(c.token_ids) for c in found]
-    expected, size = [], 50  # rows leave once an eighth of the batch is done
+    expected, size = [], 50  # rows are dropped once an eighth of the batch is finished
     for step in range(max(lengths)):
         expected.append(size)
         left = sum(n > step + 1 for n in lengths)
@@ -93,8 +94,8 @@ def test_finished_rows_leave_the_batch():
     assert all(c.token_ids[-1] == 2 and 2 not in c.token_ids[:-1] for c in found)
 
 
-def test_enough_ends_a_row_at_the_next_time_it_is_asked():
-    """Asked behind tokens 16 and 32: rows that begin with 1 have enough, the others go on to 40."""
+def test_enough_ends_a_row_at_the_next_check():
+    """Checks after tokens 16 and 32: rows that begin with 1 end at the first, the others go on to 40."""
     requests = [Request((0,), i) for i in range(20)]
     plain, _ = draw(requests, max_tokens=40)
     found, rows = draw(requests, max_tokens=40, enough=lambda ids: ids[0] == 1)
@@ -102,30 +103,31 @@ def test_enough_ends_a_row_at_the_next_time_it_is_asked():
     assert 0 < sum(early) < 20
     for a, b, is_early in zip(plain, found, early, strict=True):
         n = 16 if is_early else 40
-        assert b.token_ids == a.token_ids[:n] and b.finish_reason == "length"
+        assert b.token_ids == a.token_ids[:n]
+        assert b.finish_reason == ("stop" if is_early else "length")
     assert 20 - sum(early) <= 20 * 7 / 8
     assert rows == [20] * 16 + [20 - sum(early)] * 24
-    asked, rows = draw(requests, max_tokens=40, enough=lambda ids: len(ids) > 16)
-    assert {len(c.token_ids) for c in asked} == {32} and len(rows) == 32
+    found, rows = draw(requests, max_tokens=40, enough=lambda ids: len(ids) > 16)
+    assert {len(c.token_ids) for c in found} == {32} and len(rows) == 32
 
 
 # ---- one token
 
 
-def test_a_token_is_the_first_whose_cumulated_probability_exceeds_the_number(monkeypatch):
-    """Law (.1 .2 0 .3 .4), cumulated .1 .3 .3 .6 1, in pieces of two tokens, the last one padded."""
-    monkeypatch.setattr(decoding, "PIECE", 2)
-    law = torch.tensor([0.1, 0.2, 0.0, 0.3, 0.4])
+def test_a_token_is_the_first_whose_cumulative_probability_exceeds_the_number(monkeypatch):
+    """p = (.1 .2 0 .3 .4), cumulative .1 .3 .3 .6 1, in pieces of two tokens, the last one padded."""
+    monkeypatch.setattr(transformers_engine, "PIECE", 2)
+    p = torch.tensor([0.1, 0.2, 0.0, 0.3, 0.4])
     numbers = [0.0, 0.0999, 0.1001, 0.2999, 0.3001, 0.5999, 0.6001, 1 - 1e-16]
     tokens, logprobs = choose(
-        (law.log() + 2).repeat(8, 1), torch.tensor(numbers, dtype=torch.float64), temperature=1.0
+        (p.log() + 2).repeat(8, 1), torch.tensor(numbers, dtype=torch.float64), temperature=1.0
     )
     assert tokens.tolist() == [0, 0, 1, 1, 3, 3, 4, 4]
-    torch.testing.assert_close(logprobs, law.log()[tokens])
+    torch.testing.assert_close(logprobs, p.log()[tokens])
 
 
-def test_temperature_sharpens_the_draw_and_not_the_log_probability():
-    """At T = 1/2 the law (.2 .8) is (.04 .64) / .68 = (1/17, 16/17)."""
+def test_temperature_sharpens_the_sample_and_not_the_log_probability():
+    """At T = 1/2, p = (.2 .8) becomes (.04 .64) / .68 = (1/17, 16/17)."""
     logits = torch.tensor([[0.2, 0.8]]).log().repeat(2, 1)
     numbers = torch.tensor([0.99 / 17, 1.01 / 17], dtype=torch.float64)
     tokens, logprobs = choose(logits, numbers, temperature=0.5)
@@ -133,8 +135,8 @@ def test_temperature_sharpens_the_draw_and_not_the_log_probability():
     torch.testing.assert_close(logprobs, torch.tensor([0.2, 0.8]).log())
 
 
-def test_what_has_no_probability_is_never_drawn():
-    """Most of the vocabulary at minus infinity, numbers up to the last below 1."""
+def test_a_token_of_probability_zero_is_never_sampled():
+    """Most of the vocabulary at minus infinity, numbers up to the last one below 1."""
     torch.manual_seed(0)
     logits = torch.randn(2000, 700)
     there = torch.rand(2000, 700) < 0.02
@@ -148,12 +150,12 @@ def test_what_has_no_probability_is_never_drawn():
 
 
 def reference(model, request, *, max_tokens, stop):
-    """A whole forward pass a token, plain cumulation in fp64, the same uniform numbers."""
-    uniforms = decoding._uniforms(request.seed, max_tokens)
+    """A full forward pass per token, a plain cumulative sum in fp64, the same uniform numbers."""
+    uniforms = transformers_engine._uniforms(request.seed, max_tokens)
     ids, drawn = list(request.prompt), []
     for number in uniforms:
-        law = model(torch.tensor([ids])).logits[0, -1].double().softmax(-1).cumsum(-1)
-        drawn.append(int(torch.searchsorted(law, number * law[-1], right=True)))
+        sums = model(torch.tensor([ids])).logits[0, -1].double().softmax(-1).cumsum(-1)
+        drawn.append(int(torch.searchsorted(sums, number * sums[-1], right=True)))
         ids.append(drawn[-1])
         if drawn[-1] in stop:
             break
@@ -162,28 +164,28 @@ def reference(model, request, *, max_tokens, stop):
 
 @pytest.mark.parametrize("packed", [True, False])
 @torch.inference_mode()
-def test_tokens_are_those_of_whole_passes(tiny_base, tiny_profile, packed):
-    """Prompts of different length, rows that end early; with room set aside and with the model's cache."""
+def test_tokens_are_those_of_full_forward_passes(tiny_base, packed):
+    """Prompts of different length, rows that end early; with our cache and with the model's own."""
     rng = np.random.default_rng(0)
     prompts = [tuple(map(int, rng.integers(1, 300, 1 + i % 5))) for i in range(24)]
-    check(tiny_base, tiny_profile, prompts, packed=packed)
+    check(tiny_base, prompts, packed=packed)
 
 
 @torch.inference_mode()
-def test_what_prompts_begin_with_is_read_once(tiny_base, tiny_profile):
-    """70 common tokens, 12 ends of 1 to 3 of which some are doubles: a trunk of 70, then the ends alone."""
+def test_a_common_prefix_is_computed_once(tiny_base):
+    """70 common tokens, 12 endings of 1 to 3, three of them twice: a trunk of 70, then the endings."""
     rng = np.random.default_rng(1)
     start = tuple(map(int, rng.integers(1, 300, 70)))
     ends = [tuple(map(int, rng.integers(1, 300, 1 + i % 3))) for i in range(9)]
     prompts = [start + end for end in (*ends, *ends[:3])]
-    passes = check(tiny_base, tiny_profile, prompts, packed=True)
+    passes = check(tiny_base, prompts, packed=True)
     assert passes[:2] == [70, sum(map(len, ends))]
-    assert max(passes[2:]) <= 12  # then a token a row
+    assert max(passes[2:]) <= 12  # then one token per row
 
 
-def check(folder, profile, prompts, *, packed):
-    """Compare with the reference; return the tokens of each pass through the model."""
-    model, passes = models.load(folder, profile), []
+def check(folder, prompts, *, packed):
+    """Compare with the reference; return the number of tokens in each forward pass."""
+    model, passes = loading.load(folder, dtype="float32"), []
     if not packed:
         model.set_attn_implementation("sdpa")
     requests = [Request(prompt, i) for i, prompt in enumerate(prompts)]

@@ -1,4 +1,4 @@
-"""Each check says what it found and how to mend it; hermetic: no network, no trial import."""
+"""Each check reports what it found and how to fix it; hermetic: no network, no trial import."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from urllib.error import URLError
 import pytest
 from huggingface_hub import constants
 
-from cfutils import assets, doctor
-from cfutils.doctor import Check
+from cfutils.data import assets
+from cfutils.runner import doctor
+from cfutils.runner.doctor import Check
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def test_table_marks_wraps_and_gives_the_fix():
         Check("hub", None, "word " * 40),
     ]
     text = doctor.table(checks)
-    assert text.startswith("ok    Python  3.11.7\nMEND  disk    1.0 GB free\n")
+    assert text.startswith("ok    Python  3.11.7\nFIX   disk    1.0 GB free\n")
     assert "\n              -> free some space\nnote  hub     word" in text
     assert max(map(len, text.splitlines())) <= 100
 
@@ -65,7 +66,7 @@ def test_packages_as_locked(checkout, monkeypatch):
     assert lock.ok and lock.found == "3 of 3 at the pinned version"
 
 
-def test_a_direct_package_at_another_version_is_to_be_mended(checkout, monkeypatch):
+def test_a_direct_package_at_another_version_must_be_fixed(checkout, monkeypatch):
     installed(monkeypatch, **{"torch": "2.0+cpu", "lm-eval": "1.1"})
     direct, lock = doctor.packages()
     assert direct.ok is False and "lm-eval 1.1 (wanted 1.0)" in direct.found and direct.fix
@@ -109,8 +110,8 @@ def test_cores_memory_and_disk(monkeypatch, tmp_path):
     ("flags", "speedup", "ok", "words"),
     [
         ("sse avx2 amx_bf16", 3.0, None, "avx2, amx_bf16; bfloat16 runs at 3 times"),
-        ("sse avx2", 0.4, None, "float32 is the fast one"),
-        ("sse", 0.4, False, "none that matter"),
+        ("sse avx2", 0.4, None, "float32 is faster"),
+        ("sse", 0.4, False, "no relevant instruction"),
     ],
 )
 def test_number_formats(monkeypatch, flags, speedup, ok, words):

@@ -12,9 +12,11 @@ import pandas as pd
 import pytest
 import yaml
 
-from cfutils import models, paths, tasks
+from cfutils import paths
+from cfutils.data import benchmarks
 from cfutils.lab import Lab
-from cfutils.notebook import Notebook, notebooks, select
+from cfutils.models import bases
+from cfutils.runner.notebook import Notebook, notebooks, select
 
 pytestmark = pytest.mark.slow
 
@@ -147,20 +149,20 @@ def run_until(home: Path, mark: str | None) -> None:
 def test_scores_equal_those_of_the_stock_lm_eval_command(tmp_path):
     """Same model, same items, lm-eval's own command line: item by item the same answers."""
     lab = Lab("smoke", retained=["winogrande", "sciq"], limit=6)
-    folder = models.folder(lab.ensure(lab.steps.base))
+    folder = bases.folder(lab.ensure(lab.steps.base))
     step = lab.steps.scores(None, "retained")
     ours = pd.read_parquet(lab.ensure(step).path / "items.parquet")
     indices = {}
     for name in lab.profile.retained:
-        table = tasks.local_items(name)
+        table = benchmarks.local_items(name)
         config = {
-            "include": str(tasks.stock(name)), "task": f"{name}_here", "dataset_path": "arrow",
+            "include": str(benchmarks.stock(name)), "task": f"{name}_here", "dataset_path": "arrow",
             "dataset_name": None, "training_split": None, "test_split": None,
             "dataset_kwargs": {"data_files": {"validation": str(table)}},
         }  # fmt: skip
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(config))
-        total = len(tasks.lm_eval_task(name).eval_docs)
-        indices[f"{name}_here"] = tasks.evenly(total, lab.profile.limit)
+        total = len(benchmarks.lm_eval_task(name).eval_docs)
+        indices[f"{name}_here"] = benchmarks.evenly(total, lab.profile.limit)
     command = [
         sys.executable, "-m", "lm_eval", "--model", "hf",
         "--model_args", f"pretrained={folder},dtype=float32", "--device", "cpu",
@@ -172,7 +174,7 @@ def test_scores_equal_those_of_the_stock_lm_eval_command(tmp_path):
     for name in lab.profile.retained:
         (file,) = (tmp_path / "out").rglob(f"samples_{name}_here_*.jsonl")
         rows = [json.loads(line) for line in file.read_text().splitlines()]
-        task = tasks.lm_eval_task(name)
+        task = benchmarks.lm_eval_task(name)
         for row in rows:
             mine = ours[(ours["task"] == name) & (ours["item"] == str(row["doc_id"]))]
             mine = mine.set_index("metric")["value"]

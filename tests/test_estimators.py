@@ -1,4 +1,4 @@
-"""Estimators of KL(base || tuned) against a law that can be summed by hand."""
+"""Estimators of KL(base || tuned) against a distribution that can be summed by hand."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ import pandas as pd
 import pytest
 import torch
 
-from cfutils import estimators, resampling, score
+from cfutils.analysis import bootstrap, estimators
+from cfutils.data.sequences import Sequence
 from cfutils.errors import UserError
-from cfutils.replay import Sequence
+from cfutils.evaluation import scores
+from cfutils.models.base_states import BaseStates
 
 BASE = [[0.5, 0.5], [0.25, 0.75]]  # p(next | last), two tokens; texts begin behind token 0
 TUNED = [[0.25, 0.75], [0.5, 0.5]]
@@ -24,15 +26,15 @@ Z = 1.959964
 
 
 class Markov:
-    """A model whose next token depends on the last one alone: its states say which, its head the law."""
+    """A model whose next token depends on the last one alone: its states encode it, its head the rest."""
 
     device = torch.device("cpu")
     text = SimpleNamespace()
     config = SimpleNamespace(_attn_implementation="its own", get_text_config=lambda: Markov.text)
 
-    def __init__(self, law):
+    def __init__(self, transitions):
         self.head = torch.nn.Linear(2, 2, bias=False)
-        self.head.weight.data = torch.tensor(law).log().T
+        self.head.weight.data = torch.tensor(transitions).log().T
 
     def get_output_embeddings(self):
         return self.head
@@ -46,7 +48,8 @@ def exact(tmp_path):
     """All four texts of two tokens: their probability under the base, log-ratio and KL."""
     texts = list(product((0, 1), repeat=2))
     sequences = [Sequence((0, *text), 1) for text in texts]
-    score.estimate(tmp_path, Markov(BASE), Markov(TUNED), sequences, limit=6)
+    states = BaseStates(Markov(BASE), limit=6)
+    scores.estimate(tmp_path, states, Markov(TUNED), sequences, limit=6)
     frame = pd.read_parquet(tmp_path / "estimate.parquet")
     return frame.assign(p=[BASE[0][a] * BASE[a][b] for a, b in texts])
 
@@ -73,7 +76,7 @@ def test_the_full_kl_varies_less(exact):
     assert variance("log_ratio") > 100 * variance("kl")
 
 
-def test_under_another_law_the_log_ratio_is_off_by_what_the_formula_says(exact):
+def test_under_another_distribution_the_log_ratio_has_the_bias_of_the_formula(exact):
     """E_q r = KL(q || p) - KL(q || p_0); with q = p it is -KL(p || p_0), below zero."""
     q = [TUNED[0][a] * TUNED[a][b] for a, b in product((0, 1), repeat=2)]
     reverse_0 = 0.25 * math.log(1 / 2) + 0.75 * math.log(3 / 2)
@@ -86,9 +89,10 @@ def test_under_another_law_the_log_ratio_is_off_by_what_the_formula_says(exact):
 # ---- frames
 
 
-def rows(source, temperature, tokens, log_ratio, kl, *, recipe="ft", seconds=(1.0, 2.0)):
+def rows(source, temperature, tokens, log_ratio, kl, *, purpose="", seconds=(1.0, 2.0)):
     return pd.DataFrame(
-        {"recipe": recipe, "source": source, "temperature": temperature, "index": range(len(tokens)),
+        {"recipe": "ft", "source": source, "purpose": purpose, "temperature": temperature,
+         "index": range(len(tokens)),
          "tokens": tokens, "log_ratio": np.asarray(log_ratio, float), "kl": np.asarray(kl, float),
          "seconds_log_ratio": seconds[0], "seconds_kl": seconds[1]}
     )  # fmt: skip
@@ -98,8 +102,10 @@ def two(tokens, log_ratio, kl):
     """Sequences of which the first half estimates and the second is the reference."""
     n = len(tokens) // 2
     parts = [(v[:n], v[n:]) for v in (tokens, log_ratio, kl)]
-    names = ("context_free", "reference")
-    return pd.concat([rows(name, 1.0, *(p[i] for p in parts)) for i, name in enumerate(names)])
+    return pd.concat(
+        [rows("context_free", 1.0, *(p[i] for p in parts), purpose=purpose)
+         for i, purpose in enumerate(("estimate", "reference"))]
+    )  # fmt: skip
 
 
 FOUR = two([2, 4, 1, 3], [0, 12, 7, 7], [1, 5, 0.5, 1.5])
@@ -149,8 +155,8 @@ def test_the_reference_is_the_other_half_of_the_full_kl():
 
 
 def test_equal_halves_show_no_bias():
-    ours = many(200).query("source == 'context_free'")
-    twice = pd.concat([ours, ours.assign(source="reference")]).assign(
+    ours = many(200).query("purpose == 'estimate'")
+    twice = pd.concat([ours, ours.assign(purpose="reference")]).assign(
         log_ratio=lambda f: f["kl"] + 3 * (-1) ** f["index"]
     )
     found = estimators.convergence(twice, [8], draws=10)
@@ -158,14 +164,14 @@ def test_equal_halves_show_no_bias():
     assert found["bias_low"].tolist() == pytest.approx((-found["bias_high"]).tolist())
 
 
-def test_the_level_is_that_of_the_normal_law():
-    assert resampling.normal_quantile(0.95) == pytest.approx(Z, abs=1e-6)
-    assert resampling.normal_quantile(0.6826895) == pytest.approx(1, abs=1e-6)
+def test_the_quantile_is_that_of_the_normal_distribution():
+    assert bootstrap.normal_quantile(0.95) == pytest.approx(Z, abs=1e-6)
+    assert bootstrap.normal_quantile(0.6826895) == pytest.approx(1, abs=1e-6)
     with pytest.raises(UserError, match="level = 95"):
         estimators.convergence(FOUR, [2], level=95)
 
 
-def test_bias_a_token_by_hand():
+def test_bias_per_token_by_hand():
     """First half: (1 + 5) / (2 + 4) = 1; second half: (0.5 + 1.5) / (1 + 3) = 0.5, both texts alike.
 
     Standard error of the first: values 0.5 and 1.25 with weights 1/3 and 2/3 are off by -1/6 and 1/6
@@ -178,7 +184,7 @@ def test_bias_a_token_by_hand():
         FOUR.assign(recipe="cfs", kl=1.0),
     ])  # fmt: skip
     found = estimators.bias(frame)
-    assert set(found["unit"]) == {"nats a token"}
+    assert set(found["unit"]) == {"nats per token"}
     assert found[["recipe", "source", "estimator"]].drop_duplicates().shape[0] == 6
     own = found[found["estimator"] == "full_kl"].reset_index()
     assert own["recipe"].tolist() == ["ft"] * 3 + ["cfs"]
@@ -192,6 +198,8 @@ def test_bias_a_token_by_hand():
     ends = [first[name] for name in ("low", "high", "bias_low", "bias_high")]
     expected = [1 - Z / 3, 1 + Z / 3, 0.5 - Z / 3, 0.5 + Z / 3]
     assert ends == pytest.approx(expected, abs=1e-5)
+    # the reference 0.5 has no spread, its two texts are alike
+    assert (first["reference_low"], first["reference_high"]) == pytest.approx((0.5, 0.5))
     ratio = found[found["estimator"] == "log_ratio"].reset_index()
     assert ratio["estimate"].tolist() == pytest.approx([2, 4, -1, 2])
     assert ratio["bias"].tolist() == pytest.approx([1.5, 3.5, -1.5, 1.5])
@@ -203,6 +211,7 @@ def test_the_references_own_error_counts():
     row = estimators.bias(frame).set_index("estimator").loc["full_kl"]
     assert (row["estimate"], row["low"], row["high"]) == (2, 2, 2)
     assert (row["bias"], row["bias_high"]) == (0, pytest.approx(Z, abs=1e-5))
+    assert row["reference_low"] == pytest.approx(2 - Z, abs=1e-5)
 
 
 def test_cost_by_hand():

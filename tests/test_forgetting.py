@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cfutils import forgetting
+from cfutils.analysis import curves, forgetting
 from cfutils.errors import UserError
 
 NAN = float("nan")
@@ -137,7 +137,7 @@ def test_the_bootstrap_is_the_same_again_and_agrees_with_the_formula():
     assert np.isnan(one(forgetting.paired_drop(items, n_boot=0))["low"])
 
 
-def test_kl_of_the_base_is_zero_without_being_told():
+def test_kl_of_the_base_is_zero_if_it_was_not_written_down():
     items = rows("t", "ft", 0, "probe", "prose", "kl", [0.1, 0.3])
     assert one(forgetting.paired_drop(items))["drop"] == pytest.approx(0.2)
 
@@ -209,14 +209,16 @@ def test_a_seed_that_diverged_is_not_left_out(acc):
     bad = rows("u", "ft", 1, "retained", "arc", "acc", [NAN] * 4)
     row = one(forgetting.pooled(pd.concat([acc, bad])), task="arc")
     assert np.isnan(row["drop"])
-    assert forgetting.verdict(row["low"], row["high"]) == "no interval"
+    assert forgetting.verdict(row["low"], row["high"], 2) == "no interval"
+    assert np.isnan(row[["tuned", "tuned_low", "tuned_high"]].astype(float)).all()
+    assert row["base_high"] < 1
 
 
 def test_against_compares_with_a_recipe_item_by_item(acc):
     tuned = acc.assign(lr=1.0)
     items = pd.concat(
         [
-            rows("b", "base", -1, "retained", "arc", "acc", [0, 0, 0, 0]),  # has no say
+            rows("b", "base", -1, "retained", "arc", "acc", [0, 0, 0, 0]),  # plays no part
             tuned.assign(run="c", recipe="cfs")[acc["run"] == "b"].assign(seed=0),
             tuned[acc["run"] == "t"],
             rows("c", "cfs", 0, "target", "gsm8k", "nll", [1, 2], [1, 3], lr=1.0),
@@ -241,7 +243,7 @@ def test_against_compares_with_a_recipe_item_by_item(acc):
     assert row["sd_seeds"] == pytest.approx(0.3535534)
 
 
-def test_against_wants_one_run_a_seed_and_somebody_to_compare(acc):
+def test_against_needs_one_run_per_seed_and_another_recipe(acc):
     with pytest.raises(UserError, match="no run of cfs"):
         forgetting.against(acc, "cfs")
     with pytest.raises(UserError, match="no other recipe to compare with ft"):
@@ -250,21 +252,85 @@ def test_against_wants_one_run_a_seed_and_somebody_to_compare(acc):
         forgetting.against(pd.concat([acc, acc.assign(run=acc["run"] + "2")]), "ft")
 
 
-def test_score_interval_lies_around_the_tuned_score():
-    frame = pd.DataFrame(
-        {"metric": ["acc", "nll"], "base": [0.75, 1.0], "tuned": [0.25, 1.5], "low": [0.4, 0.4],
-         "high": [0.7, 0.7]}
-    )  # fmt: skip
-    out = forgetting.score_interval(frame)
-    # accuracy 0.75 - 0.7 to 0.75 - 0.4; NLL 1 + 0.4 to 1 + 0.7
-    assert out["tuned_low"].tolist() == pytest.approx([0.05, 1.4])
-    assert out["tuned_high"].tolist() == pytest.approx([0.35, 1.7])
+def test_levels_have_the_interval_of_the_score_itself(acc):
+    out = forgetting.levels(acc)
+    row = one(out, recipe="ft", task="arc")
+    # 0 1 0 0: p = 1/4, stderr^2 = 0.25/4, n* = (3/16)/(1/16) = 3. Wilson: z^2/3 = 1.280486,
+    # centre (0.25 + 0.640243)/2.280486 = 0.390374, reach sqrt(0.1875 * 1.280486 + 0.409911)/2.280486
+    assert (row["value"], row["n"], row["n_seeds"]) == (0.25, 4, 1)
+    assert row["stderr"] == pytest.approx(0.25)
+    assert (row["low"], row["high"]) == pytest.approx((0.036841, 0.743907), abs=1e-6)
+    base = one(out, recipe="base", task="arc")
+    assert (base["value"], base["n_seeds"]) == (0.75, 0)
+    assert (base["low"], base["high"]) == pytest.approx((1 - 0.743907, 1 - 0.036841), abs=1e-6)
+    # the one task is the mean
+    both = out[out["recipe"] == "ft"][["value", "stderr", "low", "high"]]
+    assert both.iloc[0].tolist() == both.iloc[1].tolist()
 
 
-def test_verdict():
-    assert forgetting.verdict(0.1, 0.2) == "worse"
-    assert forgetting.verdict(-0.2, -0.1) == "better"
-    assert forgetting.verdict(-0.1, 0.2) == "within noise"
+def test_levels_of_several_seeds_hold_their_spread(acc):
+    items = pd.concat([acc, rows("u", "ft", 1, "retained", "arc", "acc", [1, 1, 0, 0])])
+    row = one(forgetting.levels(items), recipe="ft", task="arc")
+    # mean over seeds by item 0.5, 1, 0, 0: 0.375; a + b = 0.6875/12 + 1/64, t(0.975, 21.78) = 2.0750
+    assert (row["value"], row["n_seeds"]) == (0.375, 2)
+    assert row["stderr"] == pytest.approx(math.sqrt(0.6875 / 12 + 1 / 64))
+    # n* = 0.234375/0.0729167 = 3.2143; t^2/n* = 1.33953; (0.375 + 0.66976)/2.33953 -+ 0.37325
+    assert (row["low"], row["high"]) == pytest.approx((0.0733, 0.8198), abs=1e-3)
+
+
+def test_levels_of_an_nll_stay_above_zero():
+    items = pd.concat(
+        [
+            rows("b", "base", -1, "target", "gsm8k", "nll", [2, 1], [1, 3]),
+            rows("t", "ft", 0, "target", "gsm8k", "nll", [0.0, 0.1], [1, 3]),
+            rows("u", "cfs", 0, "target", "gsm8k", "nll", [1, 2], [1, 3]),
+        ]
+    )
+    out = forgetting.levels(items)
+    # (1 + 6)/4 = 1.75; w(v - m) = -0.75, 0.75: stderr = sqrt(2 * 1.125)/4 = 0.375;
+    # factor exp(1.959964 * 0.375/1.75) = 1.521945
+    row = one(out, recipe="cfs")
+    assert (row["value"], row["stderr"]) == pytest.approx((1.75, 0.375))
+    assert (row["low"], row["high"]) == pytest.approx((1.75 / 1.521945, 1.75 * 1.521945), abs=1e-5)
+    assert 0 < one(out, recipe="ft")["low"] < 0.075
+    drops = forgetting.pooled(items, n_boot=10)
+    row = one(drops, recipe="cfs")
+    assert (row["tuned_low"], row["tuned_high"]) == pytest.approx((1.149845, 2.663404), abs=1e-5)
+    assert (row["base_low"], row["base_high"]) == tuple(one(out, recipe="base")[["low", "high"]])
+
+
+def test_the_mean_level_weighs_tasks_alike():
+    items = pd.concat(
+        [
+            rows("b", "base", -1, "retained", "arc", "margin", [1, 3]),
+            rows("b", "base", -1, "retained", "piqa", "margin", [2, 2, 2, 2]),
+            rows("t", "ft", 0, "retained", "arc", "margin", [0, 2]),
+            rows("t", "ft", 0, "retained", "piqa", "margin", [5, 5, 5, 5]),
+        ]
+    )
+    row = one(forgetting.levels(items), recipe="ft", task="mean")
+    # (1 + 5)/2; stderr sqrt(1 + 0)/2; 3 +- 1.959964/2
+    assert (row["value"], row["stderr"], row["n"]) == (3, 0.5, 6)
+    assert (row["low"], row["high"]) == pytest.approx((3 - 0.979982, 3 + 0.979982))
+    with pytest.raises(UserError, match="runs differ in the tasks scored"):
+        forgetting.levels(items.iloc[:-4])
+
+
+def test_kl_of_the_base_has_the_interval_zero():
+    drops = forgetting.pooled(rows("t", "ft", 0, "probe", "prose", "kl", [0.1, 0.3]), n_boot=10)
+    assert drops.loc[0, ["base", "base_low", "base_high"]].tolist() == [0, 0, 0]
+    assert 0 < drops.loc[0, "tuned_low"] < 0.2
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "seeds", "expected"),
+    [
+        (0.1, 0.2, 2, "worse"), (-0.2, -0.1, 3, "better"), (-0.1, 0.2, 2, "within noise"),
+        (0.1, 0.2, 1, "one seed"), (-0.1, 0.2, 1, "one seed"), (NAN, 0.2, 1, "no interval"),
+    ],
+)  # fmt: skip
+def test_verdict(low, high, seeds, expected):
+    assert forgetting.verdict(low, high, seeds) == expected
 
 
 def test_flips(acc):
@@ -300,17 +366,24 @@ def curve():
 
 def test_matched_target_interpolates_and_never_extrapolates(curve):
     drops = forgetting.pooled(curve)
-    out = forgetting.matched_target(drops, [2.0, 1.75, 1.25, 1.0, 0.9, 2.1])
+    out = curves.matched_target(drops, [2.0, 1.75, 1.25, 1.0, 0.9, 2.1])
     # half way between 0 and 0.1; half way between 0.1 and 0.5
     assert out["drop"].tolist() == pytest.approx([0, 0.05, 0.3, 0.5, NAN, NAN], nan_ok=True)
-    assert forgetting.trail(drops, "wise_ft", "alpha")["alpha"].tolist() == [0, 0.5, 1]
-    assert np.isnan(one(forgetting.matched_target(drops, 1.5, recipe="cfs", along="lr"))["drop"])
+    assert curves.trail(drops, "wise_ft", "alpha")["alpha"].tolist() == [0, 0.5, 1]
+    assert np.isnan(one(curves.matched_target(drops, 1.5, recipe="cfs", along="lr"))["drop"])
+
+
+def test_a_trail_takes_another_target_metric(curve):
+    bpb = curve[curve["group"] == "target"].assign(metric="bpb", value=lambda f: f["value"] / 2)
+    drops = forgetting.pooled(pd.concat([curve, bpb]), n_boot=10)
+    points = curves.trail(drops, "wise_ft", "alpha", target_metric="bpb")
+    assert points["target"].tolist() == [1, 0.75, 0.5]
 
 
 def test_matched_target_refuses_a_trail_with_two_runs_at_one_point(curve):
     twice = pd.concat([curve, curve[curve["run"] == "w"].assign(run="x", ratio=0.5)])
     with pytest.raises(UserError, match="two runs at one alpha"):
-        forgetting.matched_target(forgetting.pooled(twice), 1.5)
+        curves.matched_target(forgetting.pooled(twice), 1.5)
 
 
 def test_table(curve):
@@ -321,10 +394,14 @@ def test_table(curve):
     assert (base["target_nll"], base["bpb_gold"], base["bpb_gold_verdict"]) == (2, 1, "base")
     assert (base["kl"], base["kl_stderr"]) == (0, 0)
     assert (ft["target_nll"], ft["bpb_gold"], ft["bpb_gold_drop"]) == (1, 1.5, 0.5)
-    assert ft["bpb_gold_verdict"] == "worse"
+    assert ft["bpb_gold_verdict"] == "one seed"
     # 0.1 and 0.3: mean 0.2, stderr = sqrt(0.02 / 2)
     assert (ft["kl"], ft["kl_stderr"]) == pytest.approx((0.2, 0.1))
     assert np.isnan(one(out, recipe="wise_ft")["kl"])
+    # both items of both seeds lose 0.5
+    again = curve[curve["recipe"] != "base"].assign(seed=1, run=lambda f: f["run"] + "1")
+    out = forgetting.table(forgetting.pooled(pd.concat([curve, again]), n_boot=10))
+    assert one(out, recipe="ft")["bpb_gold_verdict"] == "worse"
 
 
 def test_relation():

@@ -8,13 +8,15 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from cfutils import lab as labs
-from cfutils import profiles, recipes, shares, skills, tasks
+from cfutils import profiles, recipes
+from cfutils.analysis import mixture_fit
+from cfutils.data import benchmarks, prose, skills
+from cfutils.data.splits import is_heldout
 from cfutils.errors import UserError
 from cfutils.lab import Lab
-from cfutils.splits import is_heldout
-from cfutils.steps import Steps
-from cfutils.store import Store
+from cfutils.pipeline.steps import Steps, all_steps
+from cfutils.pipeline.store import Store
+from cfutils.runner import batch
 
 SETTINGS = ["recipe", "seed", "lr", "temperature", "ratio", "replay_weight", "alpha"]
 SCORES = ["profile", *SETTINGS, "run", "group", "task", "metric", "value", "stderr", "n"]
@@ -28,8 +30,9 @@ def world(tmp_path_factory, tiny_choices):
     folder = tmp_path_factory.mktemp("world")
     texts = tuple(f"A story of the {i} foxes and the sea." for i in range(60))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tasks, "prose", lambda kind: texts)
-        patch.setattr(tasks, "lm_eval_task", tiny_choices)
+        patch.setattr(prose, "documents", lambda kind: texts)
+        patch.setattr(benchmarks, "lm_eval_task", tiny_choices)
+        patch.setattr(benchmarks, "check", lambda *_, **__: None)
         patch.setenv("CFUTILS_RUNS", str(folder / "runs"))
         patch.setenv("CFUTILS_EVENTS", str(folder / "events.jsonl"))
         yield folder
@@ -50,8 +53,8 @@ def events(world):
 
 @pytest.fixture(scope="module")
 def planned(world, tiny_profile):
-    """What `plan` says before anything is built."""
-    rows = labs.plan(tiny_profile, ["methods"])
+    """The plan before anything is built."""
+    rows = batch.plan(tiny_profile, ["methods"])
     assert not (world / "events.jsonl").exists()
     assert not (world / "runs").exists() or not list((world / "runs").rglob("record.json"))
     return rows
@@ -70,10 +73,10 @@ def first_events(study, events):
 
 def missing(profile, study="methods", **changes):
     """The labels that a changed profile would build, by kind."""
-    rows = labs.plan(profile.change(**changes), [study])
+    rows = batch.plan(profile.change(**changes), [study])
     found = {}
     for row in rows:
-        if not row["built"]:
+        if row["state"] == "missing":
             found.setdefault(row["kind"], []).append(row["label"])
     return found
 
@@ -82,20 +85,20 @@ def missing(profile, study="methods", **changes):
 
 
 def test_the_plan_lists_every_step_once_and_builds_nothing(planned):
-    """Base, 3 sets of samples, 8 runs (wise_ft averages ft), 3 groups of 9 models."""
+    """Base, 3 sets of samples, 8 runs (wise_ft averages ft), 3 groups of 9 models, 7 logs."""
     assert Counter(row["kind"] for row in planned) == {
-        "base": 1, "samples": 3, "run": 8, "scores": 27
+        "base": 1, "samples": 3, "tuned": 7, "averaged": 1, "target": 9, "retained": 9, "probe": 9, "log": 7
     }  # fmt: skip
-    assert not any(row["built"] for row in planned)
+    assert {row["state"] for row in planned} == {"missing"}
     assert len({row["key"] for row in planned}) == len(planned)
     kinds = [row["kind"] for row in planned]
-    assert kinds[0] == "base" and kinds.index("samples") < kinds.index("scores", 3)
+    assert kinds[0] == "base" and kinds.index("samples") < kinds.index("tuned")
 
 
 def test_building_follows_the_plan(study, first_events, planned):
     built = [e["key"] for e in first_events if e["event"] == "built"]
     assert sorted(built) == sorted(row["key"] for row in planned)
-    assert all(row["built"] for row in labs.plan(study.lab.profile, ["methods"]))
+    assert {row["state"] for row in batch.plan(study.lab.profile, ["methods"])} == {"built"}
 
 
 def test_scores_are_tidy(study, tiny_profile):
@@ -178,7 +181,7 @@ def test_mixes_state_what_was_trained_on(study):
 
 
 def test_tokens_of_a_probe(study):
-    tokens = study.tokens("context_free", recipes=["ft", "cfs"])
+    tokens = study.tokens(recipes=["ft", "cfs"])
     assert set(tokens["recipe"]) == {"ft", "cfs"} and set(tokens["task"]) == {"context_free"}
     ft, cfs = (tokens[tokens["recipe"] == r].reset_index() for r in ("ft", "cfs"))
     assert (ft["nll_base"] == cfs["nll_base"]).all() and (ft["token"] == cfs["token"]).all()
@@ -192,7 +195,7 @@ def test_a_second_call_builds_nothing_and_loads_no_model(study, first_events, ev
     again = Lab(tiny_profile).study("methods")
     assert {e["event"] for e in events()} == {"reused"}
     assert again.scores.equals(study.scores) and again.items.equals(study.items)
-    again.log(), again.mixes(), again.tokens("prose", recipes=["ft"])
+    again.log(), again.mixes(), again.tokens(recipes=["ft"])
     assert {e["event"] for e in events()} == {"reused"}
 
 
@@ -221,9 +224,9 @@ class TestChanges:
         assert found.pop("samples") == [
             "10 context_free samples at T=0.7", "10 contextual samples at T=0.7"
         ]  # fmt: skip
-        assert {label.split()[0] for label in found.pop("run")} == SAMPLED
-        assert {label.split()[2] for label in found["scores"]} == SAMPLED
-        assert len(found.pop("scores")) == 3 * 3
+        assert {label.split()[0] for label in found.pop("tuned")} == SAMPLED
+        for kind in ("target", "retained", "probe", "log"):
+            assert {label.split()[2] for label in found.pop(kind)} == SAMPLED
         assert found == {}
 
     @pytest.mark.parametrize(
@@ -237,8 +240,7 @@ class TestChanges:
     )
     def test_a_size_of_a_score_reaches_that_group_alone(self, tiny_profile, changes, group):
         found = missing(tiny_profile, **changes)
-        assert len(found["scores"]) == 9
-        assert {label.split()[0] for label in found.pop("scores")} == {group}
+        assert len(found.pop(group)) == 9
         assert set(found) <= {"samples"}
         assert found.get("samples", []) in ([], ["3 probe samples at T=1"])
 
@@ -256,7 +258,8 @@ class TestChanges:
         ],
     )
     def test_a_setting_reaches_the_recipes_that_use_it(self, tiny_profile, changes, touched):
-        runs = missing(tiny_profile, **changes)["run"]
+        found = missing(tiny_profile, **changes)
+        runs = [*found.get("tuned", ()), *found.get("averaged", ())]
         assert {label.split()[0] for label in runs} == touched
 
     @pytest.mark.parametrize(
@@ -265,7 +268,8 @@ class TestChanges:
     )  # fmt: skip
     def test_a_setting_of_tuning_reaches_every_run(self, tiny_profile, changes):
         found = missing(tiny_profile, **changes)
-        assert {label.split()[0] for label in found["run"]} == set(tiny_profile.recipes)
+        runs = {label.split()[0] for label in (*found["tuned"], *found["averaged"])}
+        assert runs == set(tiny_profile.recipes)
         assert "base" not in found
         # prompts of contextual samples are those of the train items
         assert ("samples" in found) == ("n_train" in changes)
@@ -283,16 +287,15 @@ class TestChanges:
         assert steps.run(plan).needs["tuned"].key == ft.key
 
     def test_a_changed_lab_builds_what_the_plan_says(self, tiny_profile, events):
-        """Temperature 0.7, cfs alone: samples, one run, three groups of scores; the rest is reused."""
+        """Temperature 0.7, cfs alone: samples, one run, its log and scores; the rest is reused."""
         changes = {"temperature": 0.7, "recipes": ["ft", "cfs"]}
         expected = missing(tiny_profile, **changes)
-        assert {kind: len(labels) for kind, labels in expected.items()} == {
-            "samples": 1, "run": 1, "scores": 3
-        }  # fmt: skip
+        once = {"samples": 1, "tuned": 1, "target": 1, "retained": 1, "probe": 1, "log": 1}
+        assert {kind: len(labels) for kind, labels in expected.items()} == once
         events()
         study = Lab(tiny_profile, **changes).study("methods")
         built = Counter(e["kind"] for e in events() if e["event"] == "built")
-        assert built == {"samples": 1, "run": 1, "scores": 3}
+        assert built == once
         assert set(study.scores["temperature"].dropna()) == {0.7}
 
 
@@ -308,20 +311,20 @@ def estimates(study, first_events, tiny_profile):
 def test_estimates_are_planned_source_by_source(estimates, tiny_profile):
     """n and as many for the reference at T = 1, fewer elsewhere; runs are those of the study."""
     found = estimates.steps.estimates()
-    assert [(plan.recipe, source, t) for plan, source, t, _ in found] == [
-        (recipe, source, t)
+    assert [tuple(columns.values()) for columns, _ in found] == [
+        (recipe, source, purpose, t)
         for recipe in ("ft", "cfs")
-        for source, t in [
-            ("reference", 1), ("estimate", 1), ("estimate", 0.7), ("contextual", None), ("text", None),
+        for source, purpose, t in [
+            ("context_free", "reference", 1), ("context_free", "estimate", 1),
+            ("context_free", "estimate", 0.7), ("contextual", "", None), ("text", "", None),
         ]
     ]  # fmt: skip
-    sizes = [step.needs["samples"].params["n"] for *_, step in found if "samples" in step.needs]
+    sizes = [step.needs["samples"].params["n"] for _, step in found if "samples" in step.needs]
     assert sizes == [8, 8, 2, 10] * 2
-    for plan, _, _, step in found:
-        assert estimates.store.find(step.needs["model"]), plan
-    kinds = Counter(s.kind for s in estimates.steps.study("estimates"))
+    assert all(estimates.store.find(step.needs["model"]) for _, step in found)
+    kinds = Counter(s.kind for s in all_steps(estimates.steps.study("estimates")))
     # samples: at both temperatures, contextual, and those that cfs replays
-    assert kinds == {"base": 1, "samples": 5, "run": 2, "estimate": 10}
+    assert kinds == {"base": 1, "samples": 5, "tuned": 2, "estimate": 10}
 
 
 def test_estimates_are_one_row_a_sequence(estimates, events):
@@ -331,10 +334,10 @@ def test_estimates_are_one_row_a_sequence(estimates, events):
     built = Counter(e["kind"] for e in events() if e["event"] == "built")
     assert built == {"samples": 3, "estimate": 10}
     assert list(frame) == [
-        "index", "tokens", "log_ratio", "kl", "recipe", "source", "temperature",
+        "index", "tokens", "log_ratio", "kl", "recipe", "source", "purpose", "temperature",
         "seconds_log_ratio", "seconds_kl",
     ]  # fmt: skip
-    n = frame.groupby(["recipe", "source", "temperature"], dropna=False, sort=False).size()
+    n = frame.groupby(["recipe", "source", "purpose", "temperature"], dropna=False, sort=False).size()
     texts = n["ft", "text"].item()
     assert n.tolist() == [8, 8, 2, 10, 2] * 2 and texts == 2
     assert frame["temperature"].isna().sum() == 2 * (10 + texts)
@@ -361,26 +364,26 @@ def test_what_is_estimated_with_was_never_trained_on(estimates):
 def test_an_averaged_model_is_measured_as_what_it_is(world, tiny_profile):
     """WiSE-FT is no run of its own: its KL is that of the averaged weights, not of ft's."""
     steps = Steps(tiny_profile.change(estimated=["ft", "wise_ft"]), Store())
-    first = {plan.recipe: step for plan, _, _, step in reversed(steps.estimates())}
+    first = {columns["recipe"]: step for columns, step in reversed(steps.estimates())}
     assert first["wise_ft"].needs["model"].key != first["ft"].needs["model"].key
 
 
 def test_kinds_of_samples_are_counted(estimates):
     """A random model writes prose alone; 16 at T = 1, 2 at 0.7, and 10 contextual ones."""
-    table = estimates.shares()
+    table = estimates.mixture_counts()
     prose = table[(table["kind"] == "prose") & (table["source"] != "mixture")]
     assert prose[["source", "temperature", "n"]].to_numpy().tolist() == [
         ["context_free", 1.0, 16], ["context_free", 0.7, 2], ["contextual", 1.0, 10]
     ]  # fmt: skip
     assert prose["count"].tolist() == [16, 2, 10]
     assert table.loc[table["source"] == "mixture", "share"].sum() == pytest.approx(1)
-    assert table["kind"].nunique() == len(shares.declared())
+    assert table["kind"].nunique() == len(mixture_fit.declared())
 
 
 def test_the_start_token_belongs_to_no_text(estimates, monkeypatch):
     seen = []
     monkeypatch.setattr(skills, "recognise", lambda text: seen.append(text) or (None, False))
-    estimates.shares()
+    estimates.mixture_counts()
     assert seen[:8] == Lab(estimates.profile).samples("estimate")["text"].tolist()
 
 
@@ -399,7 +402,7 @@ class TestShipped:
         p = shipped.profile
         plan = recipes.plan(p, "pretraining", seed=0)
         step = shipped.run(plan)
-        assert set(step.needs) == {"base"} and step.params["replay"] == "pretraining"
+        assert set(step.needs) == {"base"} and step.params["replay"]["source"] == "pretraining"
         with pytest.raises(UserError, match=r"base = .*shipped:tiny.*leave it out of recipes"):
             Steps(tiny_profile, Store()).run(plan)
         with pytest.raises(UserError, match="leave it out of recipes"):
@@ -420,49 +423,45 @@ class TestShipped:
 
     def test_estimates_have_documents_too(self, shipped):
         found = shipped.estimates()
-        sources = list(dict.fromkeys((source, t) for _, source, t, _ in found))
-        others = [("estimate", t) for t in shipped.profile.temperatures if t != 1]
-        assert sources == [
-            ("reference", 1.0), ("estimate", 1.0), *others,
-            *((name, None) for name in ("contextual", "text", "pretraining")),
+        rows = [tuple(columns.values())[1:] for columns, _ in found]
+        others = [("context_free", "estimate", t) for t in shipped.profile.temperatures if t != 1]
+        assert list(dict.fromkeys(rows)) == [
+            ("context_free", "reference", 1.0), ("context_free", "estimate", 1.0), *others,
+            *((name, "", None) for name in ("contextual", "text", "pretraining")),
         ]  # fmt: skip
         other = Steps(shipped.profile.change(n_estimate=64), Store()).estimates()
-        assert not {step.key for *_, step in found if "documents" in step.params} & {
-            step.key for *_, step in other
+        assert not {step.key for c, step in found if c["source"] == "pretraining"} & {
+            step.key for _, step in other
         }
 
     def test_kinds_are_counted_at_1_and_at_the_profiles_temperatures(self, shipped):
-        found = [(s.params["source"], s.params["temperature"], s.params["n"]) for s in shipped.shares()]
+        steps = shipped.mixture_samples()
+        found = [(s.params["purpose"], s.params["temperature"], s.params["n"]) for s in steps]
         n, *others = shipped.profile.n_estimate, *found[1:-2]
         assert found[0] == ("estimate", 1.0, n) and found[-2] == ("reference", 1.0, n)
         assert [row[:2] for row in others] == [
             ("estimate", t) for t in shipped.profile.temperatures if t != 1
         ]
         assert others and all(200 <= row[2] <= n for row in others)
-        assert found[-1] == ("contextual", 1.0, shipped.profile.n_contextual)
+        assert found[-1] == ("replay", 1.0, shipped.profile.n_contextual)
+        assert steps[-1].params["source"] == "contextual"
         # notebook 06 estimates with the very same samples
-        keys = {step.key for step in shipped.study("estimates")}
-        assert {step.key for step in shipped.shares()} <= keys
+        keys = {step.key for step in all_steps(shipped.study("estimates"))}
+        assert {step.key for step in steps} <= keys
 
     def test_the_study_of_the_base_scores_nothing_else(self, shipped):
-        kinds = Counter(step.kind for step in shipped.study("base"))
-        assert kinds == {"base": 1, "samples": 1, "scores": 3}
+        kinds = Counter(step.kind for step in all_steps(shipped.study("base")))
+        assert kinds == {"base": 1, "samples": 1, "target": 1, "retained": 1, "probe": 1}
 
-    def test_skills_are_scored_by_their_code(self, shipped, tiny_profile):
-        """So that a change of the skills scores again, and does so where skills are scored alone."""
-        assert "cfutils.skills" in shipped.scores(None, "retained").code
-        assert "cfutils.skills" not in Steps(tiny_profile, Store()).scores(None, "retained").code
-        assert "cfutils.splits" in shipped.scores(None, "retained").code  # who is held out
-
-    def test_an_unknown_retained_task_is_refused_with_the_list(self, shipped):
-        steps = Steps(shipped.profile.change(retained=["sort", "nothing"]), Store())
-        with pytest.raises(UserError, match=r"retained = 'nothing' .*hellaswag.*sort.*benchmarks: hub"):
-            steps.scores(None, "retained")
+    def test_skills_hang_on_the_world_they_are_made_from(self, shipped, tiny_profile):
+        """A changed world scores again where skills are scored, and does not where they are not."""
+        assert skills.world_digest() in shipped.scores(None, "retained").params["items"]
+        items = Steps(tiny_profile, Store()).scores(None, "retained").params["items"]
+        assert skills.world_digest() not in items
 
     def test_pretraining_again_hangs_on_world_and_code(self, shipped):
         step = shipped.pretrain()
-        assert step.params["documents"] == 400_000 and not step.needs
-        assert {"cfutils.pretraining", "cfutils.skills", "cfutils.splits"} <= set(step.code)
+        assert step.params["settings"]["documents"] == 400_000 and not step.needs
         assert step.params["world"] == skills.world_digest()
 
     def test_another_target_scores_the_base_anew_but_not_its_skills(self, shipped):
@@ -476,7 +475,7 @@ class TestShipped:
 def test_kinds_of_the_shipped_bases_samples(world):
     """For real, but few: 16 samples at T = 1, 8 contextual ones behind prompts of the target."""
     lab = Lab("tiny", n_estimate=8, temperatures=[1.0], n_contextual=8, max_tokens=48)
-    table = lab.shares()
+    table = lab.mixture_counts()
     drawn = table[table["source"] != "mixture"]
     assert drawn.groupby("source")["count"].sum().to_dict() == {"context_free": 16, "contextual": 8}
     own = drawn[drawn["source"] == "contextual"].set_index("kind")
@@ -519,8 +518,8 @@ def test_the_name_tells_what_was_changed(tiny_profile):
 def test_studies_beside_methods(study, tiny_profile):
     """learning_rate is judged by target alone; at ratio 0 an ablation's run is ft."""
     steps = Steps(tiny_profile.change(lrs=[1e-3, 2e-3]), Store())
-    found = Counter(s.label.split()[0] for s in steps.study("learning_rate") if s.kind == "scores")
-    assert found == {"target": 3}
+    found = Counter(s.kind for s in steps.study("learning_rate"))
+    assert found == {"target": 3, "log": 2}
     found = missing(tiny_profile, "ratio", ratios=[0.0, 0.3], ablation_recipes=["cfs"])
     assert found == {}
 

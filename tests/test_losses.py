@@ -8,16 +8,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from cfutils import losses
-from cfutils.head import Head
+from cfutils.models.lm_head import Head
+from cfutils.training import losses
 
 LN2, LN3 = math.log(2), math.log(3)
 P0, P = (0.5, 0.25, 0.25), (0.25, 0.25, 0.5)
 
 
-def logits_of(*laws):
-    """Logits whose softmax is each law, shifted so that they are not normalised."""
-    return torch.tensor(laws).log() + 3.0
+def logits_of(*distributions):
+    """Logits whose softmax is each distribution, shifted so that they are not normalised."""
+    return torch.tensor(distributions).log() + 3.0
 
 
 def test_nll():
@@ -28,7 +28,7 @@ def test_nll():
 
 
 def test_forward_kl_and_its_direction():
-    """KL(p0 || p), not KL(p || p0), with laws for which the two differ.
+    """KL(p0 || p), not KL(p || p0), with distributions for which the two differ.
 
     p0 = (1/2, 1/4, 1/4), p = (1/4, 1/4, 1/2):
         KL(p0 || p) = 1/2 ln 2 + 0 + 1/4 ln(1/2) = 1/4 ln 2, and by symmetry so is KL(p || p0).
@@ -68,9 +68,9 @@ def test_gradient_of_kl_is_zero_at_the_base_and_that_of_nll_is_not():
 
 def test_entropy():
     """Uniform: ln V. (1/2, 1/4, 1/4): 1/2 ln 2 + 2 * 1/4 * 2 ln 2 = 3/2 ln 2. One sure token: 0."""
-    laws = torch.tensor([[1 / 4] * 4, [1 / 2, 1 / 4, 1 / 8, 1 / 8]]).log()
+    rows = torch.tensor([[1 / 4] * 4, [1 / 2, 1 / 4, 1 / 8, 1 / 8]]).log()
     # 1/2 ln 2 + 1/4 2 ln 2 + 2/8 3 ln 2 = 7/4 ln 2
-    torch.testing.assert_close(losses.entropy(laws), torch.tensor([2 * LN2, 1.75 * LN2]))
+    torch.testing.assert_close(losses.entropy(rows), torch.tensor([2 * LN2, 1.75 * LN2]))
     sure = losses.entropy(torch.tensor([[500.0, 0.0, 0.0]]).log_softmax(-1))
     torch.testing.assert_close(sure, torch.zeros(1))
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cfutils import doctor, profiles
+from cfutils import profiles
+from cfutils.runner import doctor
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]

@@ -23,10 +23,10 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from cfutils import packing
+from cfutils.data.sequences import Sequence
 from cfutils.errors import UserError
-from cfutils.packing import Block, Head, Trunk
-from cfutils.replay import Sequence
+from cfutils.models import packing
+from cfutils.models.packing import Block, Head, Trunk
 
 SIZE = dict(vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
             num_attention_heads=4, num_key_value_heads=2, bos_token_id=1, eos_token_id=2,
@@ -90,7 +90,7 @@ def in_a_row(model, sequences):
 
 def test_documents_in_a_row_are_what_each_is_alone(model):
     expected = torch.cat([alone(model, s.ids)[s.first - 1 : -1] for s in SEQUENCES])
-    assert packing.prepare(model) is None and packing.packs(model)
+    assert packing.prepare(model) is None and packing.supports_packing(model)
     torch.testing.assert_close(in_a_row(model, SEQUENCES), expected, atol=1e-4, rtol=1e-4)
     # one document, and documents of one length, take a shorter way
     same = [s for s in SEQUENCES if len(s.ids) == 9] * 2
@@ -99,7 +99,7 @@ def test_documents_in_a_row_are_what_each_is_alone(model):
 
 def test_a_model_that_cannot_be_packed_says_so_and_gets_padded_batches():
     model = made(MambaForCausalLM, MAMBA)
-    assert packing.prepare(model) and not packing.packs(model)
+    assert packing.prepare(model) and not packing.supports_packing(model)
     expected = torch.cat([alone(model, s.ids)[s.first - 1 : -1] for s in SEQUENCES])
     torch.testing.assert_close(in_a_row(model, SEQUENCES), expected, atol=1e-4, rtol=1e-4)
 

@@ -4,10 +4,16 @@ import shutil
 
 import pytest
 
-from cfutils import assets, lab, models, profiles, recipes, replay, sampling, tune
-from cfutils.engines import Request, TransformersEngine
+from cfutils import profiles, recipes
+from cfutils.data import assets, sequences
 from cfutils.errors import UserError
-from cfutils.steps import Steps
+from cfutils.models import bases, tokenizers
+from cfutils.models.generation import sampling
+from cfutils.models.generation.transformers_engine import TransformersEngine
+from cfutils.models.generation.types import Request
+from cfutils.pipeline.steps import Steps
+from cfutils.runner import batch
+from cfutils.training import trainer
 
 STUDIES = ["samples", "estimates", *recipes.STUDIES]
 
@@ -16,9 +22,9 @@ STUDIES = ["samples", "estimates", *recipes.STUDIES]
 def test_every_step_of_a_paper_profile_is_planned_and_nothing_is_fetched(name, store, monkeypatch):
     monkeypatch.setattr(assets, "fetch", lambda _: pytest.fail("fetched"))
     profile = profiles.load(name)
-    rows = lab.plan(profile, STUDIES)
-    assert not any(row["built"] for row in rows)
-    runs = [row["label"] for row in rows if row["kind"] == "run"]
+    rows = batch.plan(profile, STUDIES)
+    assert {row["state"] for row in rows} == {"missing"}
+    runs = [row["label"] for row in rows if row["kind"] in ("tuned", "averaged")]
     for recipe in profile.recipes:
         for seed in profile.seeds:
             assert any(label.startswith(f"{recipe} seed={seed}") for label in runs), (recipe, seed)
@@ -27,7 +33,7 @@ def test_every_step_of_a_paper_profile_is_planned_and_nothing_is_fetched(name, s
 def test_a_retained_task_that_no_package_holds_is_refused_at_once(tiny_profile, store):
     profile = tiny_profile.change(benchmarks="package", retained=["gsm8k"])
     with pytest.raises(UserError, match=r"retained = .gsm8k.*hellaswag.*benchmarks: hub"):
-        Steps(profile, store).study("methods")
+        Steps(profile, store).check()
 
 
 def test_pretraining_documents_of_an_unknown_base_are_refused_at_once(store):
@@ -43,7 +49,7 @@ def tiny_olmo(tiny_base, tmp_path_factory):
     from transformers import OlmoConfig, OlmoForCausalLM
 
     folder = tmp_path_factory.mktemp("olmo") / "tiny_olmo"
-    tokenizer = models.load_tokenizer(tiny_base)
+    tokenizer = tokenizers.load_tokenizer(tiny_base)
     tokenizer.save_pretrained(folder)
     config = OlmoConfig(
         vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
@@ -57,18 +63,18 @@ def tiny_olmo(tiny_base, tmp_path_factory):
 
 
 def test_olmo_starts_with_its_tokenizers_eos_whatever_the_configuration_says(tiny_olmo):
-    tokenizer = models.load_tokenizer(tiny_olmo)
+    tokenizer = tokenizers.load_tokenizer(tiny_olmo)
     assert tokenizer.bos_token_id is None
-    start = models.start_token(tokenizer, None)
+    start = tokenizers.start_token(tokenizer, None)
     assert start == tokenizer.eos_token_id
-    assert models.end_tokens(tokenizer, start) == (start,)
+    assert tokenizers.end_tokens(tokenizer, start) == (start,)
 
 
 @pytest.mark.parametrize("recipe", ["cf_kl", "lora", "l2"])
 def test_olmo_is_sampled_and_tuned(tiny_olmo, tiny_profile, tmp_path, recipe):
     profile = tiny_profile.change(base=str(tiny_olmo))
-    tokenizer = models.load_tokenizer(tiny_olmo)
-    start = models.start_token(tokenizer, None)
+    tokenizer = tokenizers.load_tokenizer(tiny_olmo)
+    start = tokenizers.start_token(tokenizer, None)
     with TransformersEngine(tiny_olmo, profile) as engine:
         sampling.draw(
             tmp_path, engine=engine, tokenizer=tokenizer, heads=[(start,)] * 4,
@@ -77,25 +83,25 @@ def test_olmo_is_sampled_and_tuned(tiny_olmo, tiny_profile, tmp_path, recipe):
         assert engine.draw([Request((start,), 1)], temperature=1.0, max_tokens=2, stop=(start,))
     import pandas as pd
 
-    pool = replay.from_samples(pd.read_parquet(tmp_path / "samples.parquet"))
-    target = [replay.Sequence((start, 5, 6, 7, 8), 2), replay.Sequence((start, 9, 5, 6), 2)]
+    pool = sequences.from_samples(pd.read_parquet(tmp_path / "samples.parquet"))
+    target = [sequences.Sequence((start, 5, 6, 7, 8), 2), sequences.Sequence((start, 9, 5, 6), 2)]
     plan = recipes.plan(profile, recipe, seed=0)
-    notes = tune.tune(tmp_path, tiny_olmo, target, pool, profile=profile, plan=plan)
+    notes = trainer.tune(tmp_path, tiny_olmo, target, pool, profile=profile, plan=plan)
     assert notes["steps"] == 1
-    assert models.model_bytes(tmp_path) > 0
+    assert bases.model_bytes(tmp_path) > 0
 
 
 def test_a_thinking_models_template_begins_with_one_start_token(tiny_base, tmp_path):
     """R1's tokenizer adds BOS by itself and its template writes it too: it must stand there once."""
     shutil.copytree(tiny_base, tmp_path / "r1")
-    tokenizer = models.load_tokenizer(tmp_path / "r1")
+    tokenizer = tokenizers.load_tokenizer(tmp_path / "r1")
     tokenizer.add_special_tokens({"bos_token": "<|begin|>", "additional_special_tokens": ["<|user|>"]})
     tokenizer.chat_template = (
         "{{ bos_token }}{% for m in messages %}<|user|>{{ m['content'] }}{% endfor %}"
         "{% if add_generation_prompt %}<think>\n{% endif %}"
     )
-    ids = replay.prompt_ids(tokenizer, "2 + 2?", chat_template=True)
-    assert ids[0] == models.start_token(tokenizer, None) == tokenizer.bos_token_id
+    ids = sequences.prompt_ids(tokenizer, "2 + 2?", chat_template=True)
+    assert ids[0] == tokenizers.start_token(tokenizer, None) == tokenizer.bos_token_id
     assert ids.count(tokenizer.bos_token_id) == 1
     assert tokenizer.decode(ids).endswith("<think>\n")
 
@@ -107,7 +113,7 @@ def test_olmos_own_tokenizer():
 
     file = assets.folder("ai2-olmo-eval") / "olmo_eval/tokenizers/allenai_gpt-neox-olmo-dolma-v1_5.json"
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(file), eos_token="<|endoftext|>")
-    assert models.start_token(tokenizer, None) == 50279
+    assert tokenizers.start_token(tokenizer, None) == 50279
     assert tokenizer.convert_ids_to_tokens(0) == "|||IP_ADDRESS|||"
     with pytest.raises(UserError, match="start_token"):
-        models.start_token(tokenizer, "<|im_start|>")
+        tokenizers.start_token(tokenizer, "<|im_start|>")

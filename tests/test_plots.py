@@ -17,9 +17,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cfutils import forgetting, plots
+from cfutils.analysis import forgetting, plots
+from cfutils.analysis.plots import direct_labels, drift
 from cfutils.errors import UserError
-from cfutils.plots import drift
 from cfutils.recipes import RECIPES
 
 NAN = float("nan")
@@ -147,18 +147,15 @@ def make_items(runs, n=60, tasks=TASKS):
     return pd.concat(frames, ignore_index=True)
 
 
-def make_scores():
-    """Tidy scores of a learning-rate sweep."""
-    rows = []
-    for recipe, seed, lr, value in [("base", -1, NAN, 1.9), *(
-        ("ft", s, lr, v + 0.01 * s) for s in (0, 1)
-        for lr, v in ((3e-5, 1.5), (1e-4, 1.2), (3e-4, 1.1), (1e-3, 1.4))
-    )]:  # fmt: skip
-        rows.append(
-            {"profile": "tiny", "recipe": recipe, "seed": seed, "lr": lr, "group": "target",
-             "task": "gsm8k", "metric": "nll", "value": value, "stderr": 0.05, "n": 32}
-        )  # fmt: skip
-    return pd.DataFrame(rows)
+def make_levels():
+    """Target NLL of a learning-rate sweep, as `forgetting.levels` gives it."""
+    rows = [("base", NAN, 1.9), ("ft", 3e-5, 1.5), ("ft", 1e-4, 1.2), ("ft", 3e-4, 0.11),
+            ("ft", 1e-3, 1.4)]  # fmt: skip
+    return pd.DataFrame(
+        [{"recipe": recipe, "lr": lr, "group": "target", "task": "gsm8k", "metric": "nll",
+          "value": value, "low": value / 1.2, "high": value * 1.2, "level": 0.95,
+          "n_seeds": 0 if recipe == "base" else 2} for recipe, lr, value in rows]
+    )  # fmt: skip
 
 
 def make_tokens(recipes=("ft", "cfs"), n=70):
@@ -232,7 +229,11 @@ def make_bias(models=("Plain fine-tuning", "Context-free $NLL"), unit="nats per 
                 value = 3 / (1 + place) + off * (2 - (t == 1))
                 rows.append({"model": model, "source": source, "temperature": t, "n": 512,
                              "estimator": estimator, "estimate": value, "low": value - 0.1,
-                             "high": value + 0.2, "reference": 3 / (1 + place), "unit": unit})  # fmt: skip
+                             "high": value + 0.2, "bias": value - 3 / (1 + place),
+                             "bias_low": value - 3 / (1 + place) - 0.15,
+                             "bias_high": value - 3 / (1 + place) + 0.25,
+                             "reference": 3 / (1 + place), "reference_low": 2.9 / (1 + place),
+                             "reference_high": 3.1 / (1 + place), "unit": unit})  # fmt: skip
     return pd.DataFrame(rows)
 
 
@@ -248,7 +249,7 @@ def every_figure():
         "samples_diagnostics": lambda: plots.samples_diagnostics(samples, entropies),
         "samples_text": lambda: plots.samples_text(samples),
         "training_curves": lambda: plots.training_curves(make_log()),
-        "learning_rate": lambda: plots.learning_rate(make_scores()),
+        "learning_rate": lambda: plots.learning_rate(make_levels()),
         "frontier": lambda: plots.frontier(drops),
         "drop_heatmap": lambda: plots.drop_heatmap(drops),
         "kl_against_drop": lambda: plots.kl_against_drop(runs),
@@ -308,7 +309,7 @@ def closed():
 def drawn(tmp_path_factory):
     """Every figure drawn once: name to (data, paths, clipped texts, all texts); and where again."""
     folder, again = tmp_path_factory.mktemp("figures"), tmp_path_factory.mktemp("again")
-    root = Path(plots.__file__).parents[2]
+    root = Path(plots.__file__).parents[3]
     env = {**os.environ, "PYTHONPATH": str(root), "PYTHONHASHSEED": "7", "MPLBACKEND": "Agg"}
     other = subprocess.Popen([sys.executable, __file__, str(again)], env=env)
     found = {}
@@ -342,12 +343,21 @@ def test_no_work_file_is_left(drawn):
     assert not list(folder.glob(".*"))
 
 
-def test_figures_state_their_seeds(drawn):
+def test_figures_state_their_seeds_and_intervals(drawn):
     assert any("2 seeds" in t for t in drawn[0]["frontier"][3])
     assert any("one seed" in t for t in drawn[0]["ablation"][3])
+    without = {"samples_text", "training_curves", "token_drift", "pretraining_curve"}
+    for name in set(drawn[0]) - without:
+        texts = [t for t in drawn[0][name][3] if "95%" in t or "holds zero" in t]
+        assert texts, name
 
 
-def test_save_tells_the_runner(tmp_path, monkeypatch):
+def test_frontier_labels_its_points_directly(drawn):
+    data, _, _, texts = drawn[0]["frontier"]
+    assert [t for t in texts if t in set(data["label"])] == data["label"].tolist()
+
+
+def test_save_emits_an_event(tmp_path, monkeypatch):
     monkeypatch.setenv("CFUTILS_EVENTS", str(tmp_path / "events"))
     fig, data = plots.recipe_bars(forgetting.pooled(make_items(make_runs(("ft",))), n_boot=50))
     files = plots.save(fig, "bars", data, tmp_path / "new")
@@ -420,31 +430,118 @@ def test_replay_by_nll_and_by_kl_have_a_panel_each():
 
 
 def test_learning_rate_is_chosen_by_the_lowest_target_nll():
-    _, data = plots.learning_rate(make_scores())
+    fig, data = plots.learning_rate(make_levels())
     assert data.loc[data["chosen"], "lr"].tolist() == [3e-4]
+    ax = fig.axes[0]
+    assert ax.get_yscale() == "log"  # 0.11 to 1.9 is more than a factor of ten
+    assert "95% intervals over items and 2 seeds, of each score" in fig.get_suptitle()
+    ends = bars(ax)["Plain fine-tuning"][2, :, 1]
+    assert ends.tolist() == pytest.approx([0.11 / 1.2, 0.11 * 1.2])
     # a seed that diverged takes its learning rate out of the choice
-    scores = make_scores()
-    scores.loc[(scores["lr"] == 3e-4) & (scores["seed"] == 1), "value"] = NAN
-    _, data = plots.learning_rate(scores)
+    levels = make_levels()
+    levels.loc[levels["lr"] == 3e-4, ["value", "low", "high"]] = NAN
+    _, data = plots.learning_rate(levels)
     assert data.loc[data["chosen"], "lr"].tolist() == [1e-4]
 
 
 def test_frontier_has_the_base_and_puts_better_right_and_up():
-    drops = forgetting.pooled(make_items(make_runs(("ft", "wise_ft"))), n_boot=50)
+    items = make_items(make_runs(("ft", "wise_ft")))
+    drops = forgetting.pooled(items, n_boot=50)
     for metric, upside_down in (("bpb_gold", True), ("acc", False)):
         fig, data = plots.frontier(drops, metric=metric)
         assert fig.axes[0].xaxis_inverted()
         assert fig.axes[0].yaxis_inverted() == upside_down
     assert data["recipe"].tolist() == ["base", "ft", "wise_ft", "wise_ft", "wise_ft"]
     assert data["label"].tolist()[2] == "WiSE-FT α=0.25"
-    assert data.loc[0, "y"] == data.loc[1, "base_y"]
+    assert fig.axes[0].get_xscale() == "linear"
+    # both intervals are those of the scores themselves
+    levels = forgetting.levels(items)
+    for row in data.itertuples():
+        mine = levels[levels["recipe"] == row.recipe]
+        mine = mine[mine["alpha"].isna() if np.isnan(row.alpha) else mine["alpha"] == row.alpha]
+        new = mine[(mine["group"] == "target") & (mine["metric"] == "nll")].iloc[0]
+        old = mine[(mine["task"] == "mean") & (mine["metric"] == "acc")].iloc[0]
+        expected = [*new[["value", "low", "high"]], *old[["value", "low", "high"]]]
+        found = [row.x, row.x_low, row.x_high, row.y, row.y_low, row.y_high]
+        assert found == pytest.approx(expected)
+        assert 0 <= row.y_low < row.y < row.y_high <= 1
+
+
+def test_frontier_has_a_log_axis_for_small_nlls_and_takes_a_share():
+    items = make_items(make_runs(("ft", "cfs", "wise_ft")))
+    small = (items["recipe"] == "ft") & (items["group"] == "target")
+    items.loc[small, "value"] *= 0.01
+    right = items[items["metric"] == "nll"].assign(
+        metric="exact_match", value=lambda f: (f["value"] < 1).astype(float)
+    )
+    drops = forgetting.pooled(pd.concat([items, right]), n_boot=50)
+    fig, _ = plots.frontier(drops)
+    assert fig.axes[0].get_xscale() == "log"
+    assert fig.axes[0].get_xlabel().startswith("target NLL (nats per token), log axis")
+    fig, data = plots.frontier(drops, target="exact_match")
+    assert not fig.axes[0].xaxis_inverted()
+    assert data.loc[data["recipe"] == "ft", "x"].tolist() == [1]
+    assert data.loc[data["recipe"] == "ft", "x_low"].iloc[0] < 1
+
+
+def overlaps(ax, texts):
+    """Pairs of texts whose boxes overlap."""
+    ax.figure.canvas.draw()
+    renderer = ax.figure.canvas.get_renderer()
+    boxes = [matplotlib.text.Text.get_window_extent(t, renderer) for t in texts]
+    return [(a, b) for a in range(len(boxes)) for b in range(a) if boxes[a].overlaps(boxes[b])]
+
+
+@pytest.mark.parametrize("spread", [1.0, 0.02, 0.0])
+def test_direct_labels_do_not_overlap_and_stay_inside(spread):
+    """Nine points, apart, crowded, and all at one place."""
+    rng = np.random.default_rng(0)
+    ax = plt.subplots(figsize=(8, 5))[1]
+    ax.set(xlim=(0, 1), ylim=(0, 1))
+    at = 0.5 + spread * (rng.random((9, 2)) - 0.5)
+    marks = [direct_labels.Mark(x=x, y=y, text=f"Recipe {i}", colour="#000000")
+             for i, (x, y) in enumerate(at)]  # fmt: skip
+    direct_labels.label_points(ax, marks)
+    assert [t.get_text() for t in ax.texts] == [m.text for m in marks]
+    assert overlaps(ax, ax.texts) == []
+    frame = ax.bbox
+    for text in ax.texts:
+        box = matplotlib.text.Text.get_window_extent(text)
+        assert frame.x0 <= box.x0 and box.x1 <= frame.x1
+        assert frame.y0 <= box.y0 and box.y1 <= frame.y1
+    joined = sum(t.arrow_patch is not None for t in ax.texts)
+    assert joined == 0 if spread == 1 else joined > 4
+
+
+def test_direct_labels_keep_off_lines():
+    fig, ax = plt.subplots(figsize=(4, 3))
+    ax.set(xlim=(0, 1), ylim=(0, 1))
+    lines = [((0.5, 0), (0.5, 1)), ((0, 0.5), (1, 0.5))]
+    mark = direct_labels.Mark(x=0.5, y=0.5, text="Recipe", colour="#000000")
+    direct_labels.label_points(ax, [mark], segments=lines)
+    fig.canvas.draw()
+    box = matplotlib.text.Text.get_window_extent(ax.texts[0])
+    centre = ax.transData.transform((0.5, 0.5))
+    assert not (box.x0 < centre[0] < box.x1) and not (box.y0 < centre[1] < box.y1)
 
 
 def test_heatmap_marks_what_noise_explains():
-    fig, data = plots.drop_heatmap(forgetting.pooled(make_items(make_runs(("ft", "cf_kl")))))
+    items = make_items(make_runs(("ft", "cf_kl"), seeds=(0, 1)))
+    fig, data = plots.drop_heatmap(forgetting.pooled(items))
     marks = sum("≈ 0" in t.get_text() for t in fig.axes[0].texts)
     assert marks == (data["verdict"] == "within noise").sum() > 0
     assert set(data["task"]) == {*TASKS, "mean"}
+
+
+def test_one_seed_is_no_verdict():
+    drops = forgetting.pooled(make_items(make_runs(("ft", "cf_kl"))))
+    fig, data = plots.drop_heatmap(drops)
+    assert set(data["verdict"]) == {"one seed"}
+    assert not any("≈" in t.get_text() for t in fig.axes[0].texts)
+    assert "one seed: differences are not judged against noise" in fig.get_suptitle()
+    fig, data = plots.recipe_bars(drops)
+    assert [t.get_text() for t in fig.axes[0].texts] == ["one seed", "one seed"]
+    assert "95% intervals over items (one seed), of the difference from" in fig.get_suptitle()
 
 
 def test_kl_figure_takes_a_run_that_did_not_move():
@@ -453,19 +550,54 @@ def test_kl_figure_takes_a_run_that_did_not_move():
     fig, data = plots.kl_against_drop(forgetting.paired_drop(items, n_boot=50))
     assert len(data) == 3 * len(PROBES)
     assert fig.axes[0].get_xscale() == "symlog"
+    still = data["recipe"] == "l2"
+    assert (data.loc[still, ["kl", "kl_low", "kl_high"]] == 0).all(axis=None)
+    assert (data.loc[~still, "kl_low"] > 0).all()
 
 
 def test_ablation_wants_one_study():
     items = make_items(make_sweep("replay_weight", (0.0, 0.3, 1.0, 3.0), ("cfs",)))
     fig, data = plots.ablation(forgetting.pooled(items, n_boot=50), "replay_weight", log=True)
     assert fig.axes[0].get_xscale() == "symlog"
-    assert data.loc[data["recipe"] == "ft", "replay_weight"].isna().all()
+    assert data.loc[data["recipe"].isin(["base", "ft"]), "replay_weight"].isna().all()
     twice = pd.concat([items, items[items["recipe"] == "cfs"].assign(
         ratio=0.9, run=lambda d: d["run"] + "x")])  # fmt: skip
     with pytest.raises(UserError, match="two runs of a recipe at one replay_weight"):
         plots.ablation(forgetting.pooled(twice, n_boot=50), "replay_weight")
     with pytest.raises(UserError, match="x = 'colour'"):
         plots.ablation(forgetting.pooled(items, n_boot=0), "colour")
+
+
+def test_ablation_draws_each_score_with_its_own_interval():
+    items = make_items(make_sweep("temperature", (0.4, 0.6, 0.8, 1.0, 1.2, 1.6), seeds=(0, 1)))
+    small = (items["recipe"] != "base") & (items["group"] == "target")
+    items.loc[small, "value"] = items.loc[small, "value"].abs() * 0.02
+    drops = forgetting.pooled(items, n_boot=50)
+    fig, data = plots.ablation(drops, "temperature")
+    left, middle, right = fig.axes
+    assert (left.get_yscale(), middle.get_yscale(), right.get_yscale()) == ("linear", "log", "linear")
+    assert set(data["recipe"]) == {"base", "ft", "cfs", "cf_kl"}
+    assert len(data) == 3 * (2 + 2 * 6)
+    for ax in fig.axes:
+        assert {name: len(own) for name, own in bars(ax).items()} == {
+            "Context-free NLL": 6, "Context-free KL": 6}  # fmt: skip
+        lines = [x.get_label() for x in ax.lines]
+        assert "Base" in lines and "Plain fine-tuning" in lines
+    levels = forgetting.levels(items)
+    nll = levels[(levels["group"] == "target") & (levels["metric"] == "nll")]
+    own = data[(data["panel"] == "target") & (data["recipe"] == "cfs")]
+    mine = nll[nll["recipe"] == "cfs"]
+    for column in ("value", "low", "high"):
+        assert own[column].tolist() == pytest.approx(mine[column].tolist())
+    assert (own["low"] > 0).all()
+    base = data[data["recipe"] == "base"].set_index("panel")
+    assert base.loc["retained", ["value", "low", "high"]].tolist() == [0, 0, 0]
+    expected = nll.loc[nll["recipe"] == "base", ["value", "low", "high"]].iloc[0]
+    assert base.loc["target", ["value", "low", "high"]].tolist() == pytest.approx(expected.tolist())
+    kept = drops[(drops["task"] == "mean") & (drops["metric"] == "bpb_gold")]
+    own = data[(data["panel"] == "retained") & (data["recipe"] == "cf_kl")]
+    assert own["low"].tolist() == kept.loc[kept["recipe"] == "cf_kl", "low"].tolist()
+    assert "of the score itself (middle, right)" in fig.get_suptitle()
 
 
 def test_tokens_are_laid_without_loss():
@@ -581,7 +713,7 @@ def test_convergence_shows_spread_guide_and_ratio_of_variances():
     assert len(alone) == 11
 
 
-def test_bias_has_a_row_a_source_and_a_panel_a_model():
+def test_bias_has_one_row_per_source_and_one_panel_per_model():
     fig, data = plots.kl_bias(make_bias(unit="nats per token"))
     assert [ax.get_title(loc="left") for ax in fig.axes] == [
         "Plain fine-tuning",
@@ -594,23 +726,25 @@ def test_bias_has_a_row_a_source_and_a_panel_a_model():
     for ax, reference in zip(fig.axes, (3, 1.5), strict=True):
         assert ax.get_xlabel() == "estimate (nats per token)"
         assert next(x for x in ax.lines if x.get_label() == "reference").get_xdata()[0] == reference
+        (band,) = (p for p in ax.patches if isinstance(p, matplotlib.patches.Rectangle))
+        assert (band.get_x(), band.get_width()) == pytest.approx((reference * 29 / 30, reference / 15))
         assert {name: len(own) for name, own in bars(ax).items()} == {
             "log ratio of texts": 5, "full KL at every token": 5}  # fmt: skip
     ends = bars(fig.axes[0])["full KL at every token"][1, :, 0]
     assert ends.tolist() == pytest.approx([2.7, 3.0])
-    assert "512 texts each; each panel has its own scale" in fig.get_suptitle()
+    assert "95% intervals over texts (512 each); each panel has its own scale" in fig.get_suptitle()
 
 
 def test_bias_by_temperature_is_that_of_context_free_samples():
     fig, data = plots.kl_against_temperature(make_bias())
     assert data["temperature"].tolist() == [0.5, 0.5, 1, 1] * 2
-    assert data["error"].tolist() == pytest.approx([0.8, -0.4, 0.4, -0.2] * 2)
-    assert data["low"].tolist() == pytest.approx([0.7, -0.5, 0.3, -0.3] * 2)
+    assert data["bias"].tolist() == pytest.approx([0.8, -0.4, 0.4, -0.2] * 2)
+    assert data["bias_low"].tolist() == pytest.approx([0.65, -0.55, 0.25, -0.35] * 2)
     assert len(fig.axes) == 2
     for ax in fig.axes:
         assert ticks(ax.xaxis) == ["0.5", "1"]
         ends = bars(ax)["log ratio of texts"][0, :, 1]
-        assert ends.tolist() == pytest.approx([0.7, 1.0])
+        assert ends.tolist() == pytest.approx([0.65, 1.05])
     assert fig.axes[0].get_ylabel() == "estimate − reference\n(nats per sequence)"
 
 
@@ -630,9 +764,9 @@ def test_bias_figures_refuse_what_they_cannot_show():
     plots.pretraining_curve, plots.skill_bars, plots.kind_shares, plots.kl_convergence, plots.kl_bias,
     plots.kl_against_temperature,
 ])  # fmt: skip
-def test_an_empty_frame_is_said_to_be_empty(draw):
+def test_an_empty_frame_is_refused(draw):
     columns = [*forgetting.RUN, *forgetting.CELL, "step", "target_loss", "replay_loss", "sequence",
-               "base", "tuned", "low", "high", "source"]  # fmt: skip
+               "base", "tuned", "low", "high", "source", "level"]  # fmt: skip
     with pytest.raises(UserError, match="nothing to draw"):
         draw(pd.DataFrame(columns=columns))
 

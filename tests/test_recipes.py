@@ -1,4 +1,4 @@
-"""Plans: a number that a recipe does not use does not tell two runs apart."""
+"""Plans: two runs that differ only in a number that their recipe does not use are one run."""
 
 from __future__ import annotations
 
@@ -95,9 +95,6 @@ def test_studies_have_no_doubles():
     for name in recipes.STUDIES:
         found = recipes.study(p, name)
         assert len(set(found)) == len(found)
-    assert recipes.study(p.change(recipes=["ft", "ft"]), "methods") == [
-        recipes.plan(p, "ft", seed=s) for s in (0, 1)
-    ]
 
 
 def test_the_methods_study_keeps_the_profiles_order():
@@ -109,14 +106,19 @@ def test_the_methods_study_keeps_the_profiles_order():
     lambda: recipes.get("cf"),
     lambda: recipes.plan(make(), "base", seed=0),
     lambda: recipes.study(make(), "seeds"),
-    lambda: recipes.study(make(recipes=["ft", "cfx"]), "methods"),
-    lambda: recipes.study(make(ablation_recipes=["cfx"]), "methods"),
-    lambda: recipes.study(make(recipe_lr={"cfx": 1.0}), "methods"),
-    lambda: recipes.study(make(estimated=["cfx"]), "base"),
 ])  # fmt: skip
 def test_an_unknown_recipe_or_study_is_refused_with_the_list(call):
     with pytest.raises(UserError, match=r"(recipe|study) = .* (ft, cfs|learning_rate, methods)"):
         call()
+
+
+def test_a_profile_with_an_unknown_recipe_cannot_be_made():
+    """Not even by a change, so that no study ever has one."""
+    for values in ({"recipes": ["ft", "cfx"]}, {"ablation_recipes": ["cfx"]}, {"estimated": ["cfx"]},
+                   {"recipe_lr": {"cfx": 1.0}}):  # fmt: skip
+        for call in (make, make().change):
+            with pytest.raises(UserError, match=r"= 'cfx' is not allowed: one of 'ft', 'cfs', 'cf_kl'"):
+                call(**values)
 
 
 def test_changes_are_checked_as_a_profiles_values_are():

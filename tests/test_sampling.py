@@ -1,4 +1,4 @@
-"""Samples follow the base's own law, do not depend on their neighbours, and survive a kill."""
+"""Samples follow the base's own distribution; the job writes complete records and survives a kill."""
 
 from __future__ import annotations
 
@@ -7,21 +7,25 @@ import pandas as pd
 import pytest
 import torch
 
-from cfutils import models, sampling
-from cfutils.engines import Request, TransformersEngine
+from cfutils.errors import UserError
+from cfutils.models import loading, tokenizers
+from cfutils.models.generation import sampling
+from cfutils.models.generation.transformers_engine import TransformersEngine
+from cfutils.models.generation.types import Request
+from cfutils.models.generation.vllm_engine import VllmEngine
 
 N_VOCABULARY = 300
 
 
 @pytest.fixture(scope="module")
-def engine(tiny_base, tiny_profile):
-    with TransformersEngine(tiny_base, tiny_profile) as engine:
+def engine(tiny_base):
+    with TransformersEngine(tiny_base, dtype="float32", chunk=16, pass_tokens=1024) as engine:
         yield engine
 
 
 @pytest.fixture(scope="module")
-def model(tiny_base, tiny_profile):
-    return models.load(tiny_base, tiny_profile)
+def model(tiny_base):
+    return loading.load(tiny_base, dtype="float32")
 
 
 def drawing(engine, n, *, temperature=1.0, max_tokens=16, stop=(0,), seed=0, prompt=(0,)):
@@ -55,7 +59,7 @@ def test_a_sample_does_not_depend_on_what_is_drawn_beside_it(engine):
 
 
 def test_prompts_of_several_lengths_do_not_disturb_each_other(engine, model):
-    """Padded on the left; the short one's log-probabilities are those of a pass without padding."""
+    """Log-probabilities are those of forward passes without padding."""
     prompts = [(0,), (0, 5, 6, 7, 8, 9, 10), (40, 41, 42)]
     drawn = engine.draw(
         [Request(p, i) for i, p in enumerate(prompts)], temperature=1.0, max_tokens=12, stop=(0,)
@@ -66,7 +70,7 @@ def test_prompts_of_several_lengths_do_not_disturb_each_other(engine, model):
 
 
 def test_a_stop_token_ends_a_sample_and_is_kept(engine):
-    """Sixty stop tokens, so that samples end at many lengths and rows leave the batch."""
+    """Sixty stop tokens, so that samples end at many lengths and rows are dropped."""
     stop = tuple(range(60))
     drawn = drawing(engine, 40, stop=stop, max_tokens=8)
     assert {c.finish_reason for c in drawn} == {"stop", "length"}
@@ -85,7 +89,7 @@ def test_log_probabilities_are_the_bases_own_at_temperature_1(engine, model, tem
         np.testing.assert_allclose(c.logprobs, expected, atol=1e-4)
 
 
-def test_a_lower_temperature_draws_likelier_tokens(engine):
+def test_a_lower_temperature_samples_more_probable_tokens(engine):
     means = [
         np.mean([c.logprobs[0] for c in drawing(engine, 200, temperature=t, max_tokens=1)])
         for t in (0.3, 1.0, 2.0)
@@ -95,7 +99,7 @@ def test_a_lower_temperature_draws_likelier_tokens(engine):
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_first_tokens_follow_the_softmax(engine, model, temperature):
-    """2000 draws: each token's frequency within 4 standard errors where 5 or more are expected.
+    """2000 samples: each token's frequency within 4 standard errors where 5 or more are expected.
 
     Rarer tokens are pooled. Seeds are fixed, so the test cannot fail by chance once it has passed.
     """
@@ -119,11 +123,11 @@ def test_first_tokens_follow_the_softmax(engine, model, temperature):
 
 
 class Killed(BaseException):
-    """Stands for a kill."""
+    """In place of a kill."""
 
 
 class Fragile:
-    """An engine that dies at a call, and remembers the seeds that it drew."""
+    """An engine that dies at a given call, and records the seeds that it was given."""
 
     def __init__(self, engine, *, calls=10**9):
         self.engine, self.left, self.drawn = engine, calls, []
@@ -138,18 +142,18 @@ class Fragile:
 
 @pytest.fixture(scope="module")
 def tokenizer(tiny_base):
-    return models.load_tokenizer(tiny_base)
+    return tokenizers.load_tokenizer(tiny_base)
 
 
 @pytest.fixture
 def job(engine, tokenizer, tmp_path):
-    """Draw ten samples in chunks of four into a folder; returns the frame."""
+    """Draw ten samples in chunks of four into a folder; return the frame."""
 
     def run(name="work", *, engine=engine, **settings):
         work = tmp_path / name
         work.mkdir(exist_ok=True)
         settings = {
-            "heads": [(0,)] * 10, "stream": "context_free", "temperature": 1.0, "max_tokens": 16,
+            "prompts": [(0,)] * 10, "first_seed": 1_000_000, "temperature": 1.0, "max_tokens": 16,
             "stop": (0,), "chunk": 4, **settings,
         }  # fmt: skip
         tokens = sampling.draw(work, engine=engine, tokenizer=tokenizer, **settings)
@@ -176,7 +180,7 @@ def test_records_are_complete(job, model, tokenizer):
         np.testing.assert_allclose(row.logprobs, expected, atol=1e-4)
 
 
-def test_a_killed_job_goes_on_where_it_was_and_gives_the_same_samples(job, engine):
+def test_a_killed_job_resumes_and_gives_the_same_samples(job, engine):
     """Chunks of 4, 4 and 2; killed before the third: 8 are kept, 2 are drawn."""
     whole = job("whole")
     with pytest.raises(Killed):
@@ -187,24 +191,46 @@ def test_a_killed_job_goes_on_where_it_was_and_gives_the_same_samples(job, engin
     pd.testing.assert_frame_equal(again, whole)
 
 
+def test_a_killed_job_may_resume_with_another_size_of_chunks(job, engine):
+    """Killed after 0-3; chunks of six then are 0-5 and 6-9, and the part 0-3 is not used."""
+    whole = job("whole")
+    with pytest.raises(Killed):
+        job("killed", engine=Fragile(engine, calls=1))
+    rest = Fragile(engine)
+    again = job("killed", engine=rest, chunk=6)
+    assert rest.drawn == [1_000_000 + i for i in range(10)]
+    pd.testing.assert_frame_equal(again.drop(columns="logprobs"), whole.drop(columns="logprobs"))
+
+
 def test_the_size_of_a_chunk_does_not_change_the_samples(job):
+    """With this engine, which seeds every request."""
     one, two = (job(str(n), chunk=n)["token_ids"].map(list).tolist() for n in (3, 64))
     assert one == two
 
 
-def test_streams_have_seeds_of_their_own(job):
-    """So that the probe is never a sample that replay may contain."""
-    frames = [job(stream, stream=stream) for stream in sampling.STREAMS]
-    drawn = pd.concat(frames)
-    assert drawn["seed"].is_unique
+def test_the_sets_of_samples_have_disjoint_seeds(job):
+    """So no probe is a sample that replay may contain, whatever the number of samples."""
+    first = [number * sampling.SEED_BLOCK for number in sampling.SETS.values()]
+    drawn = pd.concat([job(str(seed), first_seed=seed) for seed in first])
+    assert drawn["seed"].is_unique and len(drawn) == 10 * len(sampling.SETS)
     assert drawn["token_ids"].map(tuple).is_unique
+    with pytest.raises(UserError, match=r"number of samples = 1000001 .* at most 1,000,000"):
+        job(prompts=[(0,)] * (sampling.SEED_BLOCK + 1))
 
 
 def test_contextual_samples_continue_their_prompts(job):
-    heads = [(3, 4, 5), (6, 7)] * 2
-    frame = job(heads=heads, stream="contextual")
-    assert [tuple(ids) for ids in frame["prompt_ids"]] == heads
+    prompts = [(3, 4, 5), (6, 7)] * 2
+    frame = job(prompts=prompts)
+    assert [tuple(ids) for ids in frame["prompt_ids"]] == prompts
     assert len(frame) == 4
+
+
+def test_each_engine_is_opened_by_its_name(tiny_base):
+    settings = {"dtype": "float32", "max_length": 40, "chunk": 4, "pass_tokens": 64}
+    opened = [sampling.open_engine(name, tiny_base, **settings) for name in ("transformers", "vllm")]
+    assert [type(engine) for engine in opened] == [TransformersEngine, VllmEngine]
+    with pytest.raises(UserError, match="engine = 'hf' is not allowed: 'vllm' or 'transformers'"):
+        sampling.open_engine("hf", tiny_base, **settings)
 
 
 # ---- description
@@ -216,7 +242,7 @@ def test_describe_by_hand():
     logprob = -7 / 5 = -1.4. Residuals sum - mean * length: 0.8, 0.8, -1.6; over the mean length 5/3:
     0.48, 0.48, -0.96, whose deviation (n - 1) is sqrt((2 * 0.2304 + 0.9216) / 2) = sqrt(0.6912);
     over sqrt(3): sqrt(0.2304) = 0.48. Unigrams 1 2 1 2 3: 3 of 5; bigrams twice (1 2): 1 of 2;
-    no trigrams: 0. Two of three samples are alike.
+    no trigrams: 0. Two of three samples are equal.
     """
     frame = pd.DataFrame(
         {

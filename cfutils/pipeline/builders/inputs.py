@@ -1,0 +1,66 @@
+"""Sequences that several builders are fed with: target items, prompts, prose, documents of pretraining."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cfutils.data import corpus, prose, sequences, targets
+from cfutils.data.sequences import Sequence
+from cfutils.data.splits import is_heldout
+from cfutils.data.targets import Example
+from cfutils.models import tokenizers
+
+if TYPE_CHECKING:
+    from cfutils.pipeline.session import Session
+
+
+class Inputs:
+    """Sequences under the tokenizer of one base."""
+
+    def __init__(self, base: Path, session: Session, params: dict[str, Any]) -> None:
+        """Take what `params` state of them: target, start_token, max_tokens, where they are used."""
+        self.params = params
+        self.tokenizer = session.tokenizer(base)
+
+    @property
+    def start(self) -> int:
+        """Id of the start token."""
+        return tokenizers.start_token(self.tokenizer, self.params["start_token"])
+
+    def split(self, *, n_heldout: int = 0) -> tuple[list[Example], list[Example], int]:
+        """Return train items, held-out items, and how many were left out for being too long."""
+        target = self.params["target"]
+        return targets.split(
+            self.params["target_name"], lambda example: len(self.encode(example).ids),
+            max_length=target["max_length"], n_train=target["n_train"], n_heldout=n_heldout,
+        )  # fmt: skip
+
+    def encode(self, example: Example) -> Sequence:
+        """Return a target item as a sequence whose response carries loss."""
+        template = self.params["target"]["chat_template"]
+        return sequences.from_example(self.tokenizer, example, chat_template=template)
+
+    def prompts(self, n: int) -> list[tuple[int, ...]]:
+        """Return the prompts of the train items, again from the first where n is larger."""
+        train, template = self.split()[0], self.params["target"]["chat_template"]
+        return [
+            tuple(sequences.prompt_ids(self.tokenizer, e.prompt, chat_template=template))
+            for e in (train[i % len(train)] for i in range(n))
+        ]
+
+    def documents(self, n: int) -> list[Sequence]:
+        """Return the first documents of the tiny base's own pretraining."""
+        from cfutils.training.pretraining import Pretraining
+
+        texts = [one.text for one in corpus.documents(n, seed=Pretraining().seed)]
+        return self._whole(texts, end=self.tokenizer.eos_token_id)
+
+    def prose(self, kind: str, *, heldout: bool, n: int) -> list[Sequence]:
+        """Return the first documents of real prose on one side of the split."""
+        return self._whole([t for t in prose.documents(kind) if is_heldout(t) == heldout][:n])
+
+    def _whole(self, texts: list[str], end: int | None = None) -> list[Sequence]:
+        return sequences.from_text(
+            self.tokenizer, texts, start=self.start, max_tokens=self.params["max_tokens"], end=end
+        )

@@ -1,0 +1,91 @@
+"""Builders of scores: retained tasks, target, probes, and what the KL is estimated with."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cfutils.pipeline.builder import Builder, Needs
+
+if TYPE_CHECKING:
+    from cfutils.pipeline.session import Session
+
+PROSE = {"prose": "wikipedia", "stories": "stories"}
+"""Probes of real prose, and where their documents come from."""
+
+
+def retained(work: Path, needs: Needs, params: dict[str, Any], session: Session) -> dict[str, Any]:
+    """Score the retained tasks."""
+    from cfutils.evaluation import scores
+
+    folder = needs["model"].model_folder
+    load = functools.partial(session.model, folder, params["dtype"])
+    scores.retained(work, load, folder, scores.Retained(**params["tasks"]), session.execution)
+    return {"precision": params["dtype"]}
+
+
+def target(work: Path, needs: Needs, params: dict[str, Any], session: Session) -> dict[str, Any]:
+    """Score the target on held-out items."""
+    from cfutils.evaluation import scores
+    from cfutils.pipeline.builders.inputs import Inputs
+
+    folder = needs["model"].model_folder
+    inputs = Inputs(needs["base"].model_folder, session, params)
+    examples = inputs.split(n_heldout=params["n_heldout"])[1]
+    scores.target(
+        work, session.model(folder, params["dtype"]), folder, params["target_name"], examples,
+        [inputs.encode(example) for example in examples], n_generate=params["n_generate"],
+        max_new_tokens=params["max_new_tokens"], chat_template=params["target"]["chat_template"],
+        execution=session.execution,
+    )  # fmt: skip
+    return {"precision": params["dtype"]}
+
+
+def probe(work: Path, needs: Needs, params: dict[str, Any], session: Session) -> dict[str, Any]:
+    """Measure NLL and KL(base || tuned) on the probes."""
+    from cfutils.data import sequences
+    from cfutils.evaluation import scores
+    from cfutils.pipeline.builders.inputs import Inputs
+
+    base, folder, n = needs["base"].model_folder, needs["model"].model_folder, params["n_probe"]
+    inputs = Inputs(base, session, params)
+    examples = inputs.split(n_heldout=params["n_heldout"])[1]
+    probes = {
+        "context_free": sequences.from_samples(needs["probe"].table("samples")),
+        **{name: inputs.prose(kind, heldout=True, n=n) for name, kind in PROSE.items()},
+        "target_inputs": [replace(inputs.encode(e), first=1) for e in examples[:n]],
+    }
+    states = None if folder == base else session.base_states(base, params["dtype"])
+    model = session.model(folder, params["dtype"])
+    scores.probe(
+        work, model, states, inputs.tokenizer, probes, limit=session.execution.pass_tokens
+    )
+    return {"precision": params["dtype"]}
+
+
+def estimate(work: Path, needs: Needs, params: dict[str, Any], session: Session) -> dict[str, Any]:
+    """Measure log-ratio and KL of each of the first n sequences of a source."""
+    from cfutils.data import sequences
+    from cfutils.evaluation import scores
+    from cfutils.models.base_states import BaseStates
+    from cfutils.pipeline.builders.inputs import Inputs
+
+    base, n, limit = needs["base"].model_folder, params["n"], session.execution.pass_tokens
+    if params["source"] == "text":
+        batch = Inputs(base, session, params).prose("wikipedia", heldout=True, n=n)
+    elif params["source"] == "pretraining":
+        batch = Inputs(base, session, params).documents(n)
+    else:
+        batch = sequences.from_samples(needs["samples"].table("samples")[:n])
+    states = BaseStates(session.model(base, params["dtype"]), limit=limit)  # not kept: used once
+    model = session.model(needs["model"].model_folder, params["dtype"])
+    notes = scores.estimate(work, states, model, batch, limit=limit)
+    return {**notes, "precision": params["dtype"]}
+
+
+RETAINED = Builder("retained", version=1, build=retained)
+TARGET = Builder("target", version=1, build=target)
+PROBE = Builder("probe", version=1, build=probe)
+ESTIMATE = Builder("estimate", version=1, build=estimate)

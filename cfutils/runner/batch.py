@@ -1,0 +1,352 @@
+"""The whole suite in one run: notebooks through papermill, in order, each with its parameters.
+
+Bad input (a notebook's name, a parameter, a value, the profile) is refused before the first kernel starts,
+because a run may take hours. If a notebook fails, only those that need it are skipped. Trade-off: one kernel at
+a time, since parallel kernels race for ports (nteract/papermill#511) and for the GPU; what notebooks need is
+built by several processes meanwhile, where the profile has `workers`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from filelock import FileLock, Timeout
+
+from cfutils import paths, profiles
+from cfutils.data import assets
+from cfutils.errors import UserError, invalid_value
+from cfutils.events import say
+from cfutils.pipeline.results import Shipped
+from cfutils.pipeline.steps import Steps, all_steps
+from cfutils.pipeline.store import Rebuild, Step, Store
+from cfutils.runner import fresh
+from cfutils.runner import notebook as sources
+from cfutils.runner.ahead import Ahead
+from cfutils.runner.notebook import Notebook
+from cfutils.runner.terminal import Terminal, duration, indent, table
+
+GOOD, UNCHANGED, FAILED = "good", "unchanged", "failed"
+SKIPPED, INTERRUPTED, NOT_RUN = "skipped", "interrupted", "not run"
+@dataclass
+class Result:
+    """What became of one notebook: a line of the summary."""
+
+    notebook: str
+    status: str = NOT_RUN
+    seconds: float = 0.0
+    built: int = 0
+    """Artifacts built."""
+    reused: int = 0
+    """Artifacts found and not built for this notebook."""
+    shipped: int = 0
+    """Those of them that are shipped results."""
+    changed: int = 0
+    """Those of them that other code or library versions made."""
+    models: int = 0
+    """Times that a language model's weights were loaded."""
+    figures: list[str] = field(default_factory=list)
+    reason: str = ""
+    """Why it is not good."""
+
+    def count(self, events: Iterable[dict[str, Any]], built: Iterable[str] = ()) -> None:
+        """Take the counts from the events of one execution, and keys of what was built for it before."""
+        steps: dict[str, set] = {"built": set(built), "reused": set()}
+        shipped, changed = set(), set()
+        for event in events:
+            if event["event"] in steps:
+                steps[event["event"]].add(event["key"])
+                if event.get("shipped"):
+                    shipped.add(event["key"])
+                if event.get("changed"):
+                    changed.add(event["key"])
+            elif event["event"] == "model":
+                self.models += 1
+            elif (
+                event["event"] == "figure"
+                and (name := Path(event["path"]).stem) not in self.figures
+            ):
+                self.figures.append(name)
+        self.built, self.reused = len(steps["built"]), len(steps["reused"] - steps["built"])
+        self.shipped, self.changed = len(shipped), len(changed - steps["built"])
+
+    def unchanged(self, note: dict[str, Any]) -> None:
+        """Take the counts from an earlier execution that still stands."""
+        self.status, self.reused = UNCHANGED, len(note["artifacts"])
+        self.figures = list(dict.fromkeys(Path(path).stem for path in note["files"]))
+
+
+class Job(NamedTuple):
+    """One notebook with the parameters that it is to run with."""
+
+    notebook: Notebook
+    parameters: dict[str, Any]
+    """What papermill injects: what was given, and the profile."""
+    profile: profiles.Profile
+    """The profile as this notebook's Lab will see it."""
+
+
+def prepare(profile: str, names: Iterable[str], given: Iterable[str]) -> list[Job]:
+    """Check everything that was asked for; raises `UserError` for anything that cannot run.
+
+    A notebook about one base is left out of a whole run of another, and refused if it was named.
+    """
+    names = tuple(names)
+    profiles.load(
+        profile
+    )  # first, so that a misspelt profile is named and not what follows from it
+    chosen = sources.select(names)
+    arguments = sources.arguments(chosen, given)
+    jobs, lost = [], set()
+    for notebook in chosen:
+        values = arguments[notebook.number]
+        stated = {name: p.default for name, p in notebook.parameters.items()} | values
+        loaded = profiles.load(
+            profile, **{k: v for k, v in stated.items() if k in profiles.FIELDS and v is not None}
+        )
+        if notebook.base and loaded.base != notebook.base:
+            if names:
+                raise invalid_value("notebook", notebook.name, f"a profile with base {notebook.base}",
+                          f"it is about no other, and {profile} has {loaded.base}")  # fmt: skip
+            lost |= values.keys()
+            continue
+        parameters = {"profile": profile} if "profile" in notebook.parameters else {}
+        jobs.append(Job(notebook, parameters | values, loaded))
+    for name in sorted(lost - {name for job in jobs for name in job.parameters}):
+        raise UserError(f"-p {name}: no notebook that {profile} runs takes it: it is about another base")
+    return jobs
+
+
+def run(
+    profile: str,
+    names: Iterable[str] = (),
+    given: Iterable[str] = (),
+    *,
+    rebuild: bool = False,
+    rebuild_changed: Iterable[str] | None = None,
+) -> int:
+    """Execute notebooks in order; return the exit code.
+
+    `rebuild` builds again what is there and ignores shipped results; `rebuild_changed` ("code", "versions")
+    only what differs from the present in these, and what depends on it.
+    0 if all are good, 1 if some failed, 130 if interrupted. Raises `UserError` before any runs.
+    """
+    jobs = prepare(profile, names, given)
+    if rebuild or rebuild_changed:
+        changed = None if rebuild else frozenset(rebuild_changed)
+        os.environ["CFUTILS_REBUILD"] = str(Rebuild(time.time(), changed))
+    try:
+        needs = _make_ready(jobs)
+        folder = paths.runs() / "notebooks" / jobs[0].profile.name
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock", timeout=0):
+            return _run(jobs, needs, folder)
+    except Timeout:
+        raise UserError(f"a run of profile {profile} is under way: wait") from None
+    finally:
+        os.environ.pop("CFUTILS_REBUILD", None)
+
+
+def _store(profile: profiles.Profile) -> Store:
+    return Store(shipped=Shipped.of(profile.name))
+
+
+def _make_ready(jobs: Sequence[Job]) -> list[list[Step]]:
+    """Refuse bad bases, targets, tasks and full disks, and fetch data packages, before hours are spent.
+
+    Returns the steps that each notebook reads.
+    """
+    store = _store(jobs[0].profile)
+    needs, packages = [], {}
+    for job in jobs:
+        steps = Steps(job.profile, store)
+        tops = [step for name in job.notebook.studies for step in steps.study(name)]
+        if store.missing(tops):
+            steps.check()
+            packages |= dict.fromkeys(steps.assets())
+        needs.append(tops)
+    for name in packages:
+        assets.folder(name)
+    store.check_disk([step for tops in needs for step in tops])
+    return needs
+
+
+def _run(jobs: Sequence[Job], needs: list[list[Step]], folder: Path) -> int:
+    started, clock, terminal = time.time(), time.monotonic(), Terminal()
+    rebuilding = "CFUTILS_REBUILD" in os.environ
+    results = [Result(job.notebook.name) for job in jobs]
+    lost: dict[str, str] = {}  # number -> name, of notebooks that did not come to a good end
+    code = 0
+    profile = jobs[0].profile
+    side_by_side = profile.workers > 1
+    ahead = Ahead(needs, profile, _store(profile), say) if side_by_side else None
+    try:
+        with ahead or nullcontext():
+            for number, (job, result) in enumerate(zip(jobs, results, strict=True)):
+                if blockers := [lost[n] for n in job.notebook.needs if n in lost]:
+                    result.status, result.reason = SKIPPED, f"needs {', '.join(blockers)}"
+                    terminal.line(f"{job.notebook.name}: skipped, {result.reason}")
+                elif not rebuilding and (note := fresh.recall(*job, folder=folder)):
+                    result.unchanged(note)
+                    terminal.line(f"{job.notebook.name}: unchanged")
+                else:
+                    if ahead:
+                        ahead.wait(number)
+                    built = ahead.built[number] if ahead else set()
+                    _run_one(job, result, folder, terminal, built)
+                if result.status not in (GOOD, UNCHANGED):
+                    lost[job.notebook.number], code = job.notebook.name, 1
+    except KeyboardInterrupt:
+        code = 130
+    seconds = time.monotonic() - clock
+    terminal.line("\n" + summary(results, seconds))
+    _write_json(
+        folder / "summary.json",
+        {
+            "profile": profile.name,
+            "parameters": {job.notebook.name: job.parameters for job in jobs},
+            "rebuild": rebuilding,
+            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
+            "seconds": round(seconds, 1),
+            "exit_code": code,
+            "notebooks": [dataclasses.asdict(result) for result in results],
+        },
+    )
+    return code
+
+
+def _run_one(
+    job: Job, result: Result, folder: Path, terminal: Terminal, built: set[str]
+) -> None:
+    from cfutils.runner import execute
+
+    notebook, clock = job.notebook, time.monotonic()
+    terminal.line(f"{notebook.name}: {notebook.title}")
+
+    def show(line: str) -> None:
+        terminal.progress(f"{notebook.number} +{duration(time.monotonic() - clock)} | ", line)
+
+    try:
+        failure = execute.run(notebook, job.parameters, folder=folder, env=_kernel_env(), show=show)
+        result.status, result.reason = (FAILED, str(failure)) if failure else (GOOD, "")
+    except KeyboardInterrupt:
+        result.status, result.reason = INTERRUPTED, "interrupted"
+        raise
+    finally:
+        result.seconds = round(time.monotonic() - clock, 1)
+        events = execute.read_events(execute.events_file(notebook, folder))
+        result.count(events, built)
+        if result.status == GOOD:
+            fresh.remember(*job, folder=folder, events=events)
+        terminal.line(_closing(result, folder))
+
+
+def _closing(result: Result, folder: Path) -> str:
+    took = duration(result.seconds)
+    if result.status == GOOD:
+        return f"{result.notebook}: good in {took}"
+    lines = [f"{result.notebook}: {result.status.upper()} after {took}", f"  {result.reason}"]
+    for what, ending in (
+        ("log", "log"),
+        ("notebook as it ended", "failed.ipynb"),
+        ("last good output, which stays", "ipynb"),
+    ):
+        if (path := folder / f"{result.notebook}.{ending}").exists():
+            lines.append(f"  {what}: {path}")
+    return "\n".join(lines)
+
+
+def _kernel_env() -> dict[str, str]:
+    """Variables for kernels: this suite's root and this very package, and a fixed order of sets."""
+    package = str(Path(__file__).resolve().parents[2])
+    others = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p and p != package]
+    return {
+        "CFUTILS_ROOT": str(paths.root()),
+        "PYTHONHASHSEED": "0",
+        "PYTHONPATH": os.pathsep.join([package, *others]),
+    }
+
+
+def summary(results: Iterable[Result], seconds: float) -> str:
+    """Return the table that ends a run."""
+    results = list(results)
+    header = ("notebook", "status", "time", "built", "reused", "shipped", "models loaded", "figures", "")
+    rows = [
+        (r.notebook, r.status, duration(r.seconds), r.built, r.reused, r.shipped, r.models,
+         len(r.figures), r.reason)
+        for r in results
+    ]  # fmt: skip
+    lines = [table(header, rows), ""]
+    if changed := sum(r.changed for r in results):
+        lines.append(
+            f"{changed} artifacts were made by other code or library versions and reused: "
+            "`cfutils status --changed` lists them, `cfutils run --rebuild-changed` builds them again"
+        )
+    good = sum(r.status in (GOOD, UNCHANGED) for r in results)
+    lines.append(f"{good} of {len(rows)} good, {duration(seconds)} in all")
+    return "\n".join(lines)
+
+
+def dry_run(profile: str, names: Iterable[str] = (), given: Iterable[str] = ()) -> int:
+    """Print what `run` would do: each notebook's parameters, each artifact built, shipped or missing."""
+    seen: dict[str, str] = {}
+    for job in prepare(profile, names, given):
+        notebook, rows = job.notebook, []
+        stated = {n: p.default for n, p in notebook.parameters.items() if p.default is not None}
+        values = ", ".join(f"{k}={v!r}" for k, v in (stated | job.parameters).items())
+        print(f"{notebook.name}: {notebook.title}\n  with {values or 'no parameters'}")
+        for row in plan(job.profile, notebook.studies):
+            if row["key"] not in seen:
+                seen[row["key"]] = row["state"]
+                rows.append(step_row(row))
+        print(indent(table((), rows)) if rows else "  builds nothing that is not listed above")
+        print()
+    missing = sum(state == "missing" for state in seen.values())
+    print(f"{len(seen)} steps: {len(seen) - missing} there, {missing} missing. Nothing was run.")
+    return 0
+
+
+def plan(profile: profiles.Profile, studies: Iterable[str]) -> list[dict[str, Any]]:
+    """Return what these studies need, one row per step, deepest first; nothing is built or loaded.
+
+    Columns: state (built, shipped, missing, or unneeded: it is upstream of shipped results alone), kind,
+    label, key, seconds, changes.
+    """
+    store = _store(profile)
+    steps = Steps(profile, store)
+    steps.check()
+    tops = [step for name in studies for step in steps.study(name)]
+    missing = {step.key for step in store.missing(tops)}
+    rows = []
+    for step in all_steps(tops):
+        artifact = store.find(step)
+        state = "missing" if step.key in missing else "unneeded"
+        if artifact:
+            state = "built" if artifact.path else "shipped"
+        record = artifact.record if artifact else None
+        rows.append({
+            "state": state, "kind": step.kind, "label": step.label, "key": step.key,
+            "seconds": record["seconds"] if record else None,
+            "changes": store.changes(step, record) if record else set(),
+        })  # fmt: skip
+    return rows
+
+
+def step_row(row: dict[str, Any]) -> tuple[str, ...]:
+    """Return one artifact's line: its state, kind, label, key, how long it took, what changed since."""
+    seconds = "" if row["seconds"] is None else duration(row["seconds"])
+    changed = f"other {' and '.join(sorted(row['changes']))}" if row["changes"] else ""
+    return row["state"], row["kind"], row["label"], row["key"], seconds, changed
+
+
+def _write_json(path: Path, value: Any) -> None:
+    work = path.with_name(f".{path.name}.work")
+    work.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    os.replace(work, path)

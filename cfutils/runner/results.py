@@ -1,0 +1,92 @@
+"""`cfutils results`: put a profile's results into the shipped layer, and compare two sets of results."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from cfutils import paths, profiles, recipes
+from cfutils.analysis import agreement
+from cfutils.errors import UserError, invalid_value
+from cfutils.pipeline import results
+from cfutils.pipeline.results import Shipped
+from cfutils.pipeline.steps import GROUPS, Steps, all_steps
+from cfutils.pipeline.store import Store
+from cfutils.profiles import Profile
+from cfutils.runner import batch
+from cfutils.runner.terminal import size, table
+
+HERE = "here"
+
+
+def export(name: str) -> str:
+    """Write what the notebooks of a profile read into data/results/PROFILE; return a report.
+
+    Raises `UserError` while anything is missing, and if the results are too large to ship.
+    """
+    jobs = batch.prepare(name, (), ())
+    profile = jobs[0].profile
+    store = Store(shipped=Shipped.of(profile.name))
+    tops = []
+    for job in jobs:
+        steps = Steps(job.profile, store)
+        tops += [step for study in job.notebook.studies for step in steps.study(study)]
+    if missing := store.missing(tops):
+        raise UserError(
+            f"{len(missing)} steps of profile {name} are missing, {missing[0].label} among them: "
+            f"`cfutils run {name}` builds them"
+        )
+    records = [record for step in all_steps(tops) if (record := store.record(step))]
+    artifacts = {step.key: store.find(step) for step in tops}
+    folder = paths.results(profile.name)
+    sizes = results.export(folder, artifacts.values(), records)
+    rows = [(file, size(n)) for file, n in sizes.items()]
+    return f"{table((), rows)}\n{len(artifacts)} artifacts, {size(sum(sizes.values()))} in {folder}"
+
+
+def compare(a: str, b: str) -> pd.DataFrame:
+    """Compare two sets of results of one profile, run by run and item by item (`agreement.compare`).
+
+    Each is a profile's name (its shipped results), a folder of results, or "here" (this machine's store).
+    """
+    profile = _profile(a if a != HERE else b)
+    sides = [_items(profile, _store(side)) for side in (a, b)]
+    for side, items in zip((a, b), sides, strict=True):
+        if items.empty:
+            raise UserError(f"{side} holds no scores of profile {profile.name} as it is today")
+    return agreement.compare(*sides)
+
+
+def _profile(side: str) -> Profile:
+    if side == HERE:
+        raise invalid_value("results compare", f"{HERE} {HERE}", "one of them a profile or a folder")
+    return profiles.load(Path(side).name if Path(side).is_dir() else side)
+
+
+def _store(side: str) -> Store:
+    if side == HERE:
+        return Store()
+    folder = Path(side) if Path(side).is_dir() else paths.results(side)
+    shipped = Shipped(folder)
+    if not shipped.records:
+        raise invalid_value("results", side, "a profile with shipped results, a folder of them, or here")
+    return Store(folder=paths.runs() / "none", shipped=shipped)
+
+
+def _items(profile: Profile, store: Store) -> pd.DataFrame:
+    """Items of every score of every study that a store holds."""
+    steps, frames = Steps(profile, store), []
+    plans = {plan: None for name in recipes.STUDIES for plan in recipes.study(profile, name)}
+    for plan in (None, *plans):
+        settings: dict[str, Any] = (
+            dataclasses.asdict(plan) if plan else {"recipe": "base", "seed": -1}
+        )
+        for group in GROUPS:
+            step = steps.scores(plan, group)
+            if artifact := store.find(step):
+                items = artifact.table("items")
+                frames.append(items.assign(**settings, run=step.needs["model"].key))
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()

@@ -1,0 +1,64 @@
+"""Key completeness: every value of a profile decides keys, or is stated to decide no result."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from cfutils import recipes
+from cfutils.pipeline.steps import Steps, all_steps
+from cfutils.pipeline.store import Store
+from cfutils.profiles import Execution, Profile, load
+
+ABOUT = {"name", "about", "workers"}
+"""Fields that neither decide a result nor how one artifact is built."""
+BOTH = {"engine", "chunk"}
+"""Fields of `Execution` that decide samples too: each chunk of an engine's call has its own seed."""
+EXECUTION = {f.name for f in dataclasses.fields(Execution)} - BOTH
+STUDIES = (*recipes.STUDIES, "samples", "mixture", "estimates")
+CHANGES = {
+    "base": "asset:smollm2", "start_token": "<|end|>", "chat_template": True, "dtype": "bfloat16",
+    "autocast": True, "trust_remote_code": True, "engine": "vllm", "temperature": 0.9, "target": "descend",
+    "recipe_lr": {"cfs": 1e-4}, "gradient_checkpointing": True, "replay_weight": 0.7,
+    "benchmarks": "hub", "retained": ["job"], "num_fewshot": {"gsm8k": 5}, "recipes": ["ft"],
+    "seeds": [7], "alphas": [0.9], "lrs": [1e-4], "temperatures": [0.9], "ratios": [0.9],
+    "replay_weights": [0.9], "ablation_recipes": ["pretraining"], "ablation_seeds": [7],
+    "estimated": ["lora"], "workers": 3, "name": "other", "about": "other", "revision": "abc",
+}  # fmt: skip
+"""Another value of each field that is not a plain number; of those one more is taken."""
+
+
+def keys(profile: Profile) -> set[str]:
+    steps = Steps(profile, Store())
+    return {s.key for s in all_steps([s for study in STUDIES for s in steps.study(study)])}
+
+
+@pytest.fixture(scope="module")
+def everything() -> Profile:
+    """The default profile with every recipe, so that every parameter is used."""
+    return load("tiny", recipes=[*recipes.RECIPES])
+
+
+@pytest.mark.parametrize("name", [f.name for f in dataclasses.fields(Profile)])
+def test_a_field_decides_keys_or_is_stated_not_to(name, everything):
+    old = getattr(everything, name)
+    new = CHANGES[name] if name in CHANGES else (old or 1) * 0.5 if isinstance(old, float) else old + 1
+    if name == "revision":  # of a base on the hub alone
+        everything = dataclasses.replace(
+            everything, base="owner/model", recipes=("ft",), ablation_recipes=("ft",)
+        )
+    if name == "base":
+        everything = dataclasses.replace(everything, recipes=("ft",), ablation_recipes=("cfs",))
+    changed = dataclasses.replace(everything, **{name: new})
+    decides = keys(changed) != keys(everything)
+    assert decides == (name not in ABOUT | EXECUTION)
+
+
+def test_steps_that_decide_no_result_differently_have_one_key(everything):
+    """A number written as an int, a path of the same items, another label."""
+    steps = Steps(everything, Store())
+    one, other = (steps.samples("context_free", temperature=t) for t in (1, 1.0))
+    assert one.key == other.key
+    moved = dataclasses.replace(one, local={"target_name": "/elsewhere"}, label="x", weight_bytes=1)
+    assert moved.key == one.key
