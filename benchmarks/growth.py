@@ -1,6 +1,6 @@
 """How cost grows with the work: more samples, longer samples, more runs; seconds and peak memory.
 
-On the tiny base, each size in a process of its own; linear or better is what one hopes for.
+On the tiny base, each size in a process of its own; the reference is linear growth.
 """
 
 from __future__ import annotations
@@ -16,14 +16,13 @@ SAMPLES, LENGTH = 128, 12
 def turn(*, axis: str, times: int, number: int) -> dict:
     """Do `times` as much of one kind of work."""
     lab, folder = common.opened("tiny", epochs=1, n_train=160, workers=1)
-    from cfutils import recipes
     from cfutils.data import mixing
     from cfutils.models import loading, tokenizers
     from cfutils.models.generation.transformers_engine import continue_all
     from cfutils.models.generation.types import Request
     from cfutils.training import trainer
 
-    model = loading.load(folder, lab.profile)
+    model = loading.load(folder, dtype=lab.profile.dtype)
     tokenizer = tokenizers.load_tokenizer(folder)
     start = tokenizers.start_token(tokenizer, None)
     chunk = lab.profile.chunk
@@ -37,8 +36,7 @@ def turn(*, axis: str, times: int, number: int) -> dict:
             )
 
     draw(8, 4, ())
-    workshop = lab.steps.workshop
-    target = [workshop._encode(example) for example in workshop._split[0]]
+    target = common.target(lab.profile, folder)
     clock = time.perf_counter()
     if axis == "samples":
         draw(SAMPLES * times, LENGTH * 4, tokenizers.end_tokens(tokenizer, start))
@@ -46,10 +44,10 @@ def turn(*, axis: str, times: int, number: int) -> dict:
         draw(SAMPLES, LENGTH * times, ())
     else:
         for seed in range(times):
-            plan = recipes.plan(lab.profile, "ft", seed=seed)
             loop = trainer.Loop(
-                loading.load(folder, lab.profile), None, mixing.mix(target, [], ratio=0.0, seed=seed),
-                profile=lab.profile, plan=plan, recipe=recipes.get("ft"),
+                loading.load(folder, dtype=lab.profile.dtype), None,
+                mixing.mix(target, [], ratio=0.0, seed=seed),
+                tuning=common.tuning(lab.profile, "ft", seed=seed), execution=lab.profile.execution,
             )  # fmt: skip
             for step in range(len(loop.steps)):
                 loop._step(step)

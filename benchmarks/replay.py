@@ -1,7 +1,7 @@
-"""Replay by full-vocabulary KL beside replay by NLL: what a step costs, and what asking the base once does.
+"""Replay by full-vocabulary KL beside replay by NLL: what a step costs, and what keeping the base's states saves.
 
 Both arms tune on the same mix of target and context-free samples; only the loss of the replay tokens
-differs. `kl_live` asks the base at every step, as it is usually done.
+differs. `kl_live` runs the base at every step, as it is usually done.
 """
 
 from __future__ import annotations
@@ -23,30 +23,26 @@ def turn(*, arm: str, base: str, number: int) -> dict:
         base, batch_size=BATCH, n_train=STEPS * BATCH, epochs=1, engine="transformers", n_samples=64,
         ratio=0.5,
     )  # fmt: skip
-    from cfutils import recipes
     from cfutils.data import mixing, sequences
     from cfutils.models import loading, packing
-    from cfutils.models.generation import sampling
+    from cfutils.models.base_states import BaseStates
     from cfutils.training import trainer
 
-    workshop = lab.steps.workshop
-    target = [workshop._encode(example) for example in workshop._split[0]]
-    pool = sequences.from_samples(sampling.read(lab.ensure(lab.steps.samples("context_free"))))
-    workshop.rest()
-    recipe = "cfs" if arm == "nll" else "cf_kl"
-    plan = recipes.plan(lab.profile, recipe, seed=0)
-    mixed = mixing.mix(target, pool, ratio=plan.ratio, seed=0)
-    model, teacher, once = loading.load(folder, lab.profile), None, 0.0
+    target = common.target(lab.profile, folder)
+    pool = sequences.from_samples(lab.ensure(lab.steps.samples("context_free")).table("samples"))
+    lab.session.release()
+    tuning = common.tuning(lab.profile, "cfs" if arm == "nll" else "cf_kl")
+    mixed = mixing.mix(target, pool, ratio=tuning.ratio, seed=0)
+    model, states, once = loading.load(folder, dtype=tuning.dtype), None, 0.0
     if arm == "kl":
-        states = Path(tempfile.mkdtemp()) / "states.safetensors"
+        path = Path(tempfile.mkdtemp()) / "states.safetensors"
         clock = time.perf_counter()
-        teacher = trainer.Teacher(model, mixed.replay, states, limit=lab.profile.pass_tokens)
+        states = BaseStates(model, path, limit=lab.profile.pass_tokens)
+        states.freeze(mixed.replay)
         once = time.perf_counter() - clock
     if arm == "kl_live":
-        teacher = Live(loading.load(folder, lab.profile), packing)
-    loop = trainer.Loop(
-        model, teacher, mixed, profile=lab.profile, plan=plan, recipe=recipes.get(recipe)
-    )
+        states = Live(loading.load(folder, dtype=tuning.dtype), packing)
+    loop = trainer.Loop(model, states, mixed, tuning=tuning, execution=lab.profile.execution)
     seconds, losses = [], []
     for step in range(len(loop.steps)):
         clock = time.perf_counter()
@@ -61,7 +57,7 @@ def turn(*, arm: str, base: str, number: int) -> dict:
 
 
 class Live:
-    """A base that is asked at every step."""
+    """A base that runs at every step."""
 
     def __init__(self, base, packing) -> None:
         self.base, self.packing, self.head = base, packing, packing.Head(base)

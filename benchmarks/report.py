@@ -21,9 +21,9 @@ WORK = {
 """Of each benchmark: its figure, what is compared with what, which arm is ours, unit, direction."""
 LABELS = {
     "ours": "ours", "hflm": "lm-eval HFLM, its best batch", "hflm_1": "lm-eval HFLM, batch 1",
-    "ours_checkpointing": "ours, activations again", "sft": "TRL SFTTrainer, as it comes",
+    "ours_checkpointing": "ours, activations recomputed", "sft": "TRL SFTTrainer, defaults",
     "sft_plain": "TRL SFTTrainer, activations kept", "trainer": "transformers Trainer",
-    "kl": "replay by KL", "nll": "replay by NLL", "kl_live": "KL, base asked each step",
+    "kl": "replay by KL", "nll": "replay by NLL", "kl_live": "KL, base run at each step",
     "forward": "plain forward pass", "generate": "transformers.generate", "vllm": "ours, by vLLM",
 }  # fmt: skip
 BASES = {"smollm2": "SmolLM2-135M", "tiny": "tiny base"}
@@ -44,7 +44,7 @@ def rivals(work: str) -> pd.DataFrame:
 
 
 def rows() -> list[dict]:
-    """One row an arm: median and range, and how many times better ours is, in speed and in memory."""
+    """One row per arm: median and range, and how many times better ours is, in speed and in memory."""
     found: list[dict] = []
     for work, (value, groups, ours, unit, more_is_better) in WORK.items():
         frame = rivals(work)
@@ -102,7 +102,7 @@ def agreement() -> list[str]:
     if len(frame := read("sampling")):
         for keys, group in frame.dropna(subset="logprob").groupby(["base", "dtype"], sort=False):
             means = group.groupby("arm")["logprob"].mean().round(3).to_dict()
-            lines.append(f"Sampling, {' '.join(keys)}: mean log p a token {means}.")
+            lines.append(f"Sampling, {' '.join(keys)}: mean log p per token {means}.")
     if len(frame := read("replay")):
         for base, group in frame[frame["arm"] == "kl"].groupby("base", sort=False):
             once = group["once_s"].median() / group["seconds_per_step"].median()

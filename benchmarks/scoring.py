@@ -35,7 +35,7 @@ def turn(*, arm: str, base: str, shots: str, number: int) -> dict:
     for kind, arguments in _requests(lab.profile, ITEMS[base][shots], shots):
         kinds[kind].append(Instance(kind, {}, arguments, len(kinds[kind])))
     kinds = {kind: asked for kind, asked in kinds.items() if asked}
-    model, tokenizer = loading.load(folder, lab.profile), tokenizers.load_tokenizer(folder)
+    model, tokenizer = loading.load(folder, dtype=lab.profile.dtype), tokenizers.load_tokenizer(folder)
     if arm == "ours":
         lm = Harness(
             pretrained=model, tokenizer=tokenizer, batch_size=lab.profile.chunk,
@@ -69,6 +69,7 @@ def turn(*, arm: str, base: str, shots: str, number: int) -> dict:
 
 def _requests(profile, limit: int, shots: str) -> Iterator[tuple[str, tuple]]:
     """Yield kind and arguments of every request; examples are items that are not scored."""
+    from cfutils.data import benchmarks
 
     for name in profile.retained:
         task = benchmarks.lm_eval_task(name)

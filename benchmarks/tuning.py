@@ -1,8 +1,8 @@
 """Tuning: our loop beside TRL's SFTTrainer and transformers' Trainer, same batches, same curve of loss.
 
 All tune all weights in fp32 with fused AdamW of the same settings, the loss on responses alone, divided by
-the batch's supervised tokens. `sft` is SFTTrainer as it comes (it computes activations again on the way
-back), to be compared with `ours_checkpointing`; `sft_plain` keeps activations, as `ours` does.
+the batch's supervised tokens. `sft` is SFTTrainer with its defaults (it recomputes activations in the backward
+pass), to be compared with `ours_checkpointing`; `sft_plain` keeps activations, as `ours` does.
 """
 
 from __future__ import annotations
@@ -23,18 +23,15 @@ def turn(*, arm: str, base: str, number: int) -> dict:
         base, batch_size=BATCH, n_train=STEPS * BATCH, epochs=1,
         gradient_checkpointing=arm == "ours_checkpointing",
     )  # fmt: skip
-    from cfutils import recipes
     from cfutils.data import mixing
     from cfutils.models import loading
     from cfutils.training import trainer
 
-    workshop = lab.steps.workshop
-    target = [workshop._encode(example) for example in workshop._split[0]]
-    plan = recipes.plan(lab.profile, "ft", seed=0)
-    model = loading.load(folder, lab.profile)
+    target, tuning = common.target(lab.profile, folder), common.tuning(lab.profile, "ft")
+    model = loading.load(folder, dtype=tuning.dtype)
     loop = trainer.Loop(
-        model, None, mixing.mix(target, [], ratio=0.0, seed=0), profile=lab.profile, plan=plan,
-        recipe=recipes.get("ft"),
+        model, None, mixing.mix(target, [], ratio=0.0, seed=0), tuning=tuning,
+        execution=lab.profile.execution,
     )  # fmt: skip
     batches = [targets for targets, _ in loop.steps]
     tokens = [sum(s.supervised for s in batch) for batch in batches]
@@ -48,7 +45,7 @@ def turn(*, arm: str, base: str, number: int) -> dict:
     else:
         rate = loop.learning_rate
         del loop
-        losses, seconds = _peer(arm, folder, lab.profile, batches, rate, plan.lr)
+        losses, seconds = _peer(arm, folder, tuning, batches, rate)
     speeds = [n / s for n, s in zip(tokens, seconds, strict=True)][1:]
     return {
         "tokens_per_s": statistics.median(speeds),
@@ -57,11 +54,12 @@ def turn(*, arm: str, base: str, number: int) -> dict:
     }
 
 
-def _peer(arm, folder, profile, batches, rate, lr) -> tuple[list[float], list[float]]:
+def _peer(arm, folder, tuning, batches, rate) -> tuple[list[float], list[float]]:
     import datasets
     import torch
     from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
+    from cfutils.models import tokenizers
     from cfutils.training.trainer import BETAS
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -70,9 +68,9 @@ def _peer(arm, folder, profile, batches, rate, lr) -> tuple[list[float], list[fl
         tokenizer.pad_token = tokenizer.eos_token
     rows = [s for batch in batches for s in batch]
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=lr, betas=BETAS, weight_decay=profile.weight_decay, fused=True
+        model.parameters(), lr=tuning.lr, betas=BETAS, weight_decay=tuning.weight_decay, fused=True
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step) / lr)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step) / tuning.lr)
     seconds = []
 
     class Clock(TrainerCallback):
@@ -89,7 +87,7 @@ def _peer(arm, folder, profile, batches, rate, lr) -> tuple[list[float], list[fl
     settings = dict(
         output_dir=tempfile.mkdtemp(), per_device_train_batch_size=BATCH, num_train_epochs=1,
         logging_steps=1, save_strategy="no", report_to=[], use_cpu=True, bf16=False,
-        max_grad_norm=profile.clip, disable_tqdm=True,
+        max_grad_norm=tuning.clip, disable_tqdm=True,
     )  # fmt: skip
     known = {"model": model, "optimizers": (optimizer, schedule), "callbacks": [Clock()]}
     if arm == "trainer":

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 BASE = {"recipe": "base", "seed": -1, "lr": None, "temperature": None, "ratio": None,
         "replay_weight": None, "alpha": None}  # fmt: skip
 NUMBERS = ["lr", "temperature", "ratio", "replay_weight", "alpha"]
+SHOWN = ("torch", "transformers")
+"""Versions that `provenance` shows; records hold more."""
 MIX = ("target_tokens", "replay_tokens", "ratio_reached", "shortfall", "steps", "seconds")
 
 
@@ -253,7 +255,9 @@ class Lab:
                     "origin": "built here" if artifact.path else "shipped",
                     "machine": record["machine"].get("gpu") or record["machine"]["cpu"],
                     "precision": record["notes"].get("precision", ""),
-                    "versions": ", ".join(f"{k} {v}" for k, v in record["versions"].items()),
+                    "versions": " ".join(
+                        f"{k} {record['versions'][k]}" for k in SHOWN if k in record["versions"]
+                    ),
                     "changed since": ", ".join(sorted(self.store.changes(step, record))),
                     "made": record["started"][:10],
                 }

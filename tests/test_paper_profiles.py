@@ -2,6 +2,7 @@
 
 import shutil
 
+import pandas as pd
 import pytest
 
 from cfutils import profiles, recipes
@@ -10,7 +11,6 @@ from cfutils.errors import UserError
 from cfutils.models import bases, tokenizers
 from cfutils.models.generation import sampling
 from cfutils.models.generation.transformers_engine import TransformersEngine
-from cfutils.models.generation.types import Request
 from cfutils.pipeline.steps import Steps
 from cfutils.runner import batch
 from cfutils.training import trainer
@@ -72,23 +72,28 @@ def test_olmo_starts_with_its_tokenizers_eos_whatever_the_configuration_says(tin
 
 @pytest.mark.parametrize("recipe", ["cf_kl", "lora", "l2"])
 def test_olmo_is_sampled_and_tuned(tiny_olmo, tiny_profile, tmp_path, recipe):
-    profile = tiny_profile.change(base=str(tiny_olmo))
     tokenizer = tokenizers.load_tokenizer(tiny_olmo)
     start = tokenizers.start_token(tokenizer, None)
-    with TransformersEngine(tiny_olmo, profile) as engine:
-        sampling.draw(
-            tmp_path, engine=engine, tokenizer=tokenizer, heads=[(start,)] * 4,
-            stream="context_free", temperature=1.0, max_tokens=6, stop=(start,), chunk=4,
+    with TransformersEngine(tiny_olmo, dtype="float32", chunk=4, pass_tokens=64) as engine:
+        n = sampling.draw(
+            tmp_path, engine=engine, tokenizer=tokenizer, prompts=[(start,)] * 4, first_seed=0,
+            temperature=1.0, max_tokens=6, stop=(start,), chunk=4,
         )  # fmt: skip
-        assert engine.draw([Request((start,), 1)], temperature=1.0, max_tokens=2, stop=(start,))
-    import pandas as pd
-
+    assert 4 <= n <= 24
     pool = sequences.from_samples(pd.read_parquet(tmp_path / "samples.parquet"))
     target = [sequences.Sequence((start, 5, 6, 7, 8), 2), sequences.Sequence((start, 9, 5, 6), 2)]
-    plan = recipes.plan(profile, recipe, seed=0)
-    notes = trainer.tune(tmp_path, tiny_olmo, target, pool, profile=profile, plan=plan)
+    row = recipes.get(recipe)
+    tuning = trainer.Tuning(
+        seed=0, lr=1e-3, epochs=1, batch_size=2, warmup=0.1, weight_decay=0.0, clip=1.0, dtype="float32",
+        autocast=False, ratio=0.3 if row.replay else None, replay_weight=0.4 if row.replay else None,
+        replay_loss=row.replay_loss, train=row.train, l2_weight=0.1 if row.l2 else None,
+        lora_rank=4 if row.train == "lora" else None,
+    )  # fmt: skip
+    notes = trainer.tune(
+        tmp_path, tiny_olmo, target, pool, tuning=tuning, execution=tiny_profile.execution, label=recipe
+    )
     assert notes["steps"] == 1
-    assert bases.model_bytes(tmp_path) > 0
+    assert bases.weight_bytes(tmp_path) > 0
 
 
 def test_a_thinking_models_template_begins_with_one_start_token(tiny_base, tmp_path):

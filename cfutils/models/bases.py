@@ -59,7 +59,7 @@ class Base:
 
 
 def resolve(base: str, revision: str | None = None) -> Base:
-    """Say what a profile's base is made from; nothing is fetched or loaded.
+    """Return what a base is made from; nothing is fetched or loaded.
 
     Raises `UserError` for an unknown package, or a folder without a configuration or weights.
     """
@@ -94,7 +94,7 @@ def local_folder(base: str) -> Path | None:
 
 
 def prepare(work: Path, params: dict[str, Any], path: str | None = None) -> dict[str, Any]:
-    """Make a base available in `work`, or say where it is; return notes."""
+    """Make a base available in `work`, or state where it is; return notes."""
     match params:
         case {"shipped": _}:
             for file in _check_folder(paths.data() / "tiny"):

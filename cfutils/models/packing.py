@@ -1,10 +1,10 @@
-"""Blocks of tokens that do not see each other, in one row without padding; and what a model makes of them.
+"""Packed rows: blocks of tokens that do not attend to each other, in one row without padding, and a model's pass.
 
-A block is a document, or a tree of documents with common beginnings. All its tokens stand once in a row
-(1, tokens), so that no linear layer computes padding; only attention, the smaller part, sees the blocks
+A block is a document, or a tree of documents with common beginnings. Each of its tokens is in the row
+(1, tokens) once, so that no linear layer computes padding; only attention, the smaller part, gets the blocks
 side by side as a batch. A trunk is a common beginning of many blocks, whose keys and values are computed
-once. What comes out are last hidden states; logits are made of them where they are wanted (`Head`).
-A model that cannot do so (its attention is its own) gets its documents as an ordinary padded batch.
+once. The results are last hidden states, from which logits are computed where they are needed (`Head`).
+A model with an attention of its own, which cannot do this, gets its documents as an ordinary padded batch.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from cfutils.models.lm_head import Head
 
 NAME = "packed"
 WASTE, FREE = 1.5, 64**2
-"""A group's attention may be this many times that of its blocks alone, plus a few scores for nothing."""
+"""Padded attention scores of a group are at most WASTE times those of its blocks alone, plus FREE."""
 CLOSE = {torch.float32: 1e-3}
-"""What is rounding, as a share of the largest logit; in formats of 16 bits it is 0.05."""
+"""Largest difference that counts as rounding, as a share of the largest logit; 0.05 in 16-bit formats."""
 
 
 @dataclass
@@ -72,7 +72,7 @@ class Trunk:
 
 @dataclass(frozen=True)
 class Group:
-    """Blocks that follow each other in a row and that attention sees as a batch, padded to the longest."""
+    """Consecutive blocks of a row that are one batch in attention, padded to the longest."""
 
     tokens: slice
     """Where they stand in the row."""
@@ -81,7 +81,7 @@ class Group:
     shape: tuple[int, int]
     """Blocks, and the longest one's tokens."""
     mask: Tensor | None
-    """(blocks, 1, longest, trunk + longest): what each sees; None: all before it in its block."""
+    """(blocks, 1, longest, trunk + longest): what each token attends to; None: all before it in its block."""
 
     def spread(self, states: Tensor) -> Tensor:
         """Put what stands in a row, (tokens, ...), side by side: (blocks, longest, ...)."""
@@ -138,7 +138,7 @@ def row(
 
 
 def _alike(blocks: Seq[Block]) -> Iterator[list[Block]]:
-    """Yield blocks in groups, in order, that need not much more attention padded than each alone."""
+    """Yield consecutive groups of blocks whose padded attention costs little more than each block alone."""
     group: list[Block] = []
     longest = alone = 0
     for block in blocks:
@@ -152,7 +152,7 @@ def _alike(blocks: Seq[Block]) -> Iterator[list[Block]]:
 
 
 def _seen(blocks: Seq[Block], shape: tuple[int, int], trunk: int) -> Tensor:
-    """What each token sees: the trunk, its ancestors and itself."""
+    """Return what each token attends to: the trunk, its ancestors and itself."""
     n, longest = shape
     seen = np.broadcast_to(np.eye(longest, dtype=bool), (n, longest, longest)).copy()
     before_it = np.tri(longest, dtype=bool)
@@ -197,7 +197,7 @@ def _attend_to_one(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, scaling: float | None = None,
     **_: Any,
 ) -> Tensor:  # fmt: skip
-    """Attention of one new token: heads that share keys stand as queries of one head, so none is copied."""
+    """Attention of one new token: heads that share keys become queries of one head, so no key is copied."""
     rows, heads, _, d = query.shape
     folded = query.reshape(rows, key.shape[1], heads // key.shape[1], d)
     out = F.scaled_dot_product_attention(folded, key, value, attn_mask=mask, scale=scaling)
@@ -220,10 +220,10 @@ def _core(model: torch.nn.Module) -> Any:
 
 @torch.inference_mode()
 def prepare(model: Any) -> str | None:
-    """Let a model compute packed rows; return why not, if it cannot.
+    """Let a model compute packed rows; return the reason if it cannot.
 
-    Asked of the model itself, by numbers: a tree of two documents, beside a third, against each alone.
-    Raises `UserError` where logits are not what `Head` makes of last hidden states.
+    This is tested numerically: a tree of two documents, beside a third, against each document alone.
+    Raises `UserError` if the model's logits are not what `Head` computes from last hidden states.
     """
     ids = [i % model.config.get_text_config().vocab_size for i in (5, 7, 11, 13, 17)]
     alone = [[*ids[:3], last] for last in ids[3:]]
@@ -233,7 +233,7 @@ def prepare(model: Any) -> str | None:
     if (gap := (Head(model)(hidden[[3, 7]]) - logits).abs().max()) > close:
         raise UserError(
             f"{type(model).__name__} changes logits after its last matrix in a way that is not known "
-            f"here (they differ by {gap:.2g}): head.Head must learn it"
+            f"here (they differ by {gap:.2g}): extend lm_head.Head"
         )
     before = model.config._attn_implementation
     tree = Block()
@@ -266,7 +266,7 @@ def last_hidden(model: torch.nn.Module, packed: Row) -> Tensor:
     """Return the states that the head turns into logits, (tokens, width), in the row's order."""
     body = _core(model).base_model
     if supports_packing(model):
-        # a mask of four dimensions is passed on untouched; this one is never looked at
+        # a mask of four dimensions is passed on untouched; this one is never read
         unused = torch.empty(1, 1, 0, 0, device=packed.ids.device)
         out = body(
             input_ids=packed.ids, position_ids=packed.positions, attention_mask=unused,

@@ -1,8 +1,8 @@
-"""Texts read with every common beginning computed once; log-likelihoods of their continuations.
+"""Forward passes over texts in which every common prefix is computed once; log-likelihoods of continuations.
 
-Choices of one question stand in one tree that begins with the question; a beginning that more texts
-share than one pass can hold (the examples of a few-shot prompt) is a trunk, computed once. Logits are
-made where a continuation is scored and nowhere else, some rows at a time.
+The choices of one question form one tree that begins with the question; a prefix shared by more texts than one
+pass can hold (the examples of a few-shot prompt) is a trunk, computed once. Logits are computed only where a
+continuation is scored, some rows at a time.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from cfutils.models.packing import Block, Trunk
 TRUNK = 64
 """Tokens that texts must share to have a trunk."""
 SHARED = 8
-"""Tokens that two texts must share to stand in one tree (or half of the shorter one)."""
+"""Tokens that two texts must share to be in one tree (or half of the shorter one)."""
 LONGEST = 512
 """Tokens in one tree, unless its texts share more than half; attention grows with the square of them."""
 
 
 @dataclass(frozen=True)
 class Text:
-    """What is read, and which tokens its last positions should predict."""
+    """A text, and the tokens that its last positions should predict."""
 
     ids: tuple[int, ...]
     """Context and continuation, without the last token."""
@@ -54,18 +54,18 @@ class Reading:
     paths: list[tuple[int, list[int]]]
     """Index of each text, and the places in the row of its tokens behind the trunk."""
     trunk: Trunk
-    """What stands before them all."""
+    """The prefix of them all."""
     kept: Trunk | None
-    """Keys and values of the row, if they were to be kept."""
+    """Keys and values of the row, if they are to be kept."""
 
 
 def read(
     model: torch.nn.Module, texts: Seq[Text], *, limit: int, keep: bool = False
 ) -> Iterator[Reading]:
-    """Yield forward passes of at most `limit` tokens (or one tree) in which every text stands once.
+    """Yield forward passes of at most `limit` tokens (or one tree) which together hold every text once.
 
-    The places whose states predict `wanted` are never part of a trunk. The model is one that
-    `packing.prepare` took.
+    The places whose states predict `wanted` are never part of a trunk. `packing.supports_packing` must hold for
+    the model.
     """
     for start, group in _families(texts, limit):
         trunk = Trunk(len(start))
@@ -157,7 +157,7 @@ def _trees(texts: Seq[Text], group: list[int], depth: int) -> Iterator[_Tree]:
 def _score(
     head: Head, reading: Reading, texts: Seq[Text], sums: np.ndarray, greedy: np.ndarray
 ) -> None:
-    """Add to `sums`, and take from `greedy`, what one pass tells of its texts."""
+    """Add one pass's log-likelihoods to `sums`, and clear `greedy` where another token is more likely."""
     rows: dict[int, int] = {}
     pairs = []
     for index, path in reading.paths:

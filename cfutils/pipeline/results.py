@@ -66,6 +66,15 @@ class Shipped:
         """Return one table of an artifact."""
         return self._tables(name).get_group(key).drop(columns=KEY).reset_index(drop=True)
 
+    def __str__(self) -> str:
+        """When, where and in which precision these results were made."""
+        records = self.records.values()
+        days = sorted({record["started"][:10] for record in records})
+        machines = sorted({r["machine"].get("gpu") or r["machine"]["cpu"] for r in records})
+        precisions = sorted({p for r in records if (p := r["notes"].get("precision"))})
+        span = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
+        return f"made on {', '.join(machines)}, {span}, in {' and '.join(precisions)}"
+
     @functools.cache  # noqa: B019  one object per profile and process
     def _tables(self, name: str) -> Any:
         import pandas as pd

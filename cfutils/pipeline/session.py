@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from cfutils.profiles import Execution
 
@@ -13,8 +14,11 @@ if TYPE_CHECKING:
     from cfutils.models.base_states import BaseStates
     from cfutils.models.generation.types import Engine
 
+T = TypeVar("T")
 MODELS = 2
 """Models kept in memory: a base and the last tuned one."""
+SPLITS = 4
+"""Splits of targets kept in memory: of a study's runs and of its scores, for two targets."""
 
 
 class Session:
@@ -25,6 +29,7 @@ class Session:
         self._tokenizers: dict[Path, PreTrainedTokenizerBase] = {}
         self._models: dict[tuple[Path, str], PreTrainedModel] = {}
         self._base_states: dict[tuple[Path, str], BaseStates] = {}
+        self._splits: dict[str, Any] = {}
         self._engine: Engine | None = None
         self._engine_settings: dict[str, Any] = {}
 
@@ -37,6 +42,14 @@ class Session:
                 folder, trust_remote_code=self.execution.trust_remote_code
             )
         return self._tokenizers[folder]
+
+    def split(self, key: str, compute: Callable[[], T]) -> T:
+        """Return a target's split, computed once: every run and score of a study needs it."""
+        if key not in self._splits:
+            if len(self._splits) == SPLITS:
+                self._splits.clear()
+            self._splits[key] = compute()
+        return self._splits[key]
 
     def model(self, folder: Path, dtype: str) -> PreTrainedModel:
         """Return a model; the least recently used one leaves where there are more than `MODELS`."""

@@ -206,7 +206,7 @@ def _run(jobs: Sequence[Job], needs: list[list[Step]], folder: Path) -> int:
     except KeyboardInterrupt:
         code = 130
     seconds = time.monotonic() - clock
-    terminal.line("\n" + summary(results, seconds))
+    terminal.line("\n" + summary(results, seconds, _store(profile).shipped))
     _write_json(
         folder / "summary.json",
         {
@@ -270,11 +270,12 @@ def _kernel_env() -> dict[str, str]:
     return {
         "CFUTILS_ROOT": str(paths.root()),
         "PYTHONHASHSEED": "0",
+        "PYTHONWARNINGS": "ignore:IProgress not found",  # no widgets, on purpose
         "PYTHONPATH": os.pathsep.join([package, *others]),
     }
 
 
-def summary(results: Iterable[Result], seconds: float) -> str:
+def summary(results: Iterable[Result], seconds: float, shipped: Shipped | None = None) -> str:
     """Return the table that ends a run."""
     results = list(results)
     header = ("notebook", "status", "time", "built", "reused", "shipped", "models loaded", "figures", "")
@@ -284,6 +285,8 @@ def summary(results: Iterable[Result], seconds: float) -> str:
         for r in results
     ]  # fmt: skip
     lines = [table(header, rows), ""]
+    if any(r.shipped for r in results):
+        lines.append(f"shipped results: {shipped}; --rebuild computes them here")
     if changed := sum(r.changed for r in results):
         lines.append(
             f"{changed} artifacts were made by other code or library versions and reused: "

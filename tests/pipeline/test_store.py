@@ -220,6 +220,8 @@ def test_a_shipped_table_is_read_and_nothing_upstream_is_built(store, shipped, e
     assert artifact.path is None and artifact.notes == {"length": 1}
     assert artifact.table("items")["letter"].tolist() == ["b"]
     assert calls == [] and events()[0]["shipped"] is True
+    day = artifact.record["started"][:10]
+    assert str(shipped).startswith("made on ") and day in str(shipped)
 
 
 def test_what_is_built_is_built_from_artifacts_of_this_machine(store, shipped):

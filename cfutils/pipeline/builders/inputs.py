@@ -9,6 +9,7 @@ from cfutils.data import corpus, prose, sequences, targets
 from cfutils.data.sequences import Sequence
 from cfutils.data.splits import is_heldout
 from cfutils.data.targets import Example
+from cfutils.digests import canonical
 from cfutils.models import tokenizers
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ class Inputs:
 
     def __init__(self, base: Path, session: Session, params: dict[str, Any]) -> None:
         """Take what `params` state of them: target, start_token, max_tokens, where they are used."""
-        self.params = params
+        self.params, self._base, self._session = params, base, session
         self.tokenizer = session.tokenizer(base)
 
     @property
@@ -30,10 +31,13 @@ class Inputs:
 
     def split(self, *, n_heldout: int = 0) -> tuple[list[Example], list[Example], int]:
         """Return train items, held-out items, and how many were left out for being too long."""
-        target = self.params["target"]
-        return targets.split(
-            self.params["target_name"], lambda example: len(self.encode(example).ids),
-            max_length=target["max_length"], n_train=target["n_train"], n_heldout=n_heldout,
+        target, name = self.params["target"], self.params["target_name"]
+        return self._session.split(
+            canonical([str(self._base), name, target, n_heldout]),
+            lambda: targets.split(
+                name, lambda example: len(self.encode(example).ids), max_length=target["max_length"],
+                n_train=target["n_train"], n_heldout=n_heldout,
+            ),
         )  # fmt: skip
 
     def encode(self, example: Example) -> Sequence:
