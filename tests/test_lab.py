@@ -31,7 +31,7 @@ def world(tmp_path_factory, tiny_choices):
     texts = tuple(f"A story of the {i} foxes and the sea." for i in range(60))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prose, "documents", lambda kind: texts)
-        patch.setattr(benchmarks, "lm_eval_task", tiny_choices)
+        patch.setattr(benchmarks, "lm_eval_tasks", lambda name, **_: {name: tiny_choices()})
         patch.setattr(benchmarks, "check", lambda *_, **__: None)
         patch.setenv("CFUTILS_RUNS", str(folder / "runs"))
         patch.setenv("CFUTILS_EVENTS", str(folder / "events.jsonl"))
@@ -529,7 +529,7 @@ def test_bad_input_is_refused_before_anything_is_built(world, tiny_profile):
         Lab(tiny_profile, temprature=0.7)
     with pytest.raises(UserError, match="study = 'method'"):
         Lab(tiny_profile).study("method")
-    with pytest.raises(UserError, match="recipe = 'cfx'"):
+    with pytest.raises(UserError, match=r"recipes\[0\] = 'cfx'"):
         Lab(tiny_profile, recipes=["cfx"]).study("methods")
     with pytest.raises(UserError, match="a file that exists"):
         Lab(tiny_profile, target="/nowhere/x.jsonl").study("methods")
