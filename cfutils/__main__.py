@@ -270,7 +270,7 @@ def _results(options: argparse.Namespace) -> int:
         return 0
     found = results.compare(*options.name)
     print(table(list(found), [[_cell(value) for value in row] for row in found.itertuples(index=False)]))
-    return int((found["verdict"] == "differ").any())
+    return int((found["agreement"] == "differ").any())
 
 
 def _cell(value: object) -> object:

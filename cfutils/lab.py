@@ -179,8 +179,8 @@ class Lab:
             columns = {"profile": self.profile.name, **settings, "run": run}
             for group in groups(name):
                 frame = self.ensure(self.steps.scores(plan, group)).table("items")
-                items.append(_beside(columns, frame))
-                scores.append(_beside(columns, forgetting.aggregate(frame)))
+                items.append(beside(columns, frame))
+                scores.append(beside(columns, forgetting.aggregate(frame)))
         return Study(
             self, plans, pd.concat(scores, ignore_index=True), pd.concat(items, ignore_index=True)
         )
@@ -300,7 +300,7 @@ def _short(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else Path(str(value)).name
 
 
-def _beside(settings: dict[str, Any], frame: pd.DataFrame) -> pd.DataFrame:
+def beside(settings: dict[str, Any], frame: pd.DataFrame) -> pd.DataFrame:
     """Put a run's settings in columns before a frame's own."""
     columns = pd.DataFrame({k: [v] * len(frame) for k, v in settings.items()}, index=frame.index)
     return pd.concat([columns.astype(dict.fromkeys(NUMBERS, float)), frame], axis=1)

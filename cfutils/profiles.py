@@ -205,8 +205,8 @@ class Profile:
     """lambdas of notebook 05, at the profile's ratio."""
     ablation_recipes: Several[RecipeName] = ("cfs",)
     """Recipes of the ablations, notebooks 04 and 05."""
-    ablation_seeds: Several[Seed] | None = None
-    """Their seeds; None takes those of tuning."""
+    ablation_seeds: Several[Seed] = (0,)
+    """Their seeds."""
     estimated: Several[RecipeName] = ("ft",)
     """Recipes whose KL from the base notebook 06 estimates."""
     n_estimate: Annotated[int, Field(ge=8, le=1_000_000)] = 16

@@ -1,7 +1,8 @@
 """Order of the tests (fast ones first), guards, and the tiny base that hermetic tests run on.
 
-No test writes into the checkout's own store or opens a connection to another machine. The tiny base is a random Llama of two layers with a byte-level tokenizer, made here: no network, no
-data package. Its logits are spread (initializer_range 0.3), so that its distribution is far from uniform.
+No test writes into the checkout's own store or opens a connection to another machine. The tiny base is a random
+Llama of two layers with a byte-level tokenizer, made here: no network, no data package. Its logits are spread
+(initializer_range 0.3), so that its distribution is far from uniform.
 """
 
 from __future__ import annotations

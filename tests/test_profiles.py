@@ -195,7 +195,7 @@ def test_several_bad_values_are_one_line():
 def test_an_unknown_name_is_refused_with_the_list(name, hint, tmp_path):
     wanted = f"{name!r} is not a value of a profile. {hint}".strip()
     for found in (line(make, **{name: 1}), line(make().change, **{name: 1})):
-        assert found.startswith(wanted) and "Allowed: ablation_recipes, about, alphas," in found
+        assert found.startswith(wanted) and "Allowed: ablation_recipes, ablation_seeds, about, alphas," in found
     path = tmp_path / "mine.yaml"
     path.write_text(f"{HEAD}{name}: 1\n")
     assert line(profiles.load, str(path)).startswith(f"mine.yaml: {wanted}")

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from cfutils import paths, profiles, recipes
 from cfutils.analysis import agreement
 from cfutils.errors import UserError, invalid_value
+from cfutils.lab import BASE, beside
 from cfutils.pipeline import results
 from cfutils.pipeline.results import Shipped
 from cfutils.pipeline.steps import GROUPS, Steps, all_steps
@@ -23,28 +22,31 @@ HERE = "here"
 
 
 def export(name: str) -> str:
-    """Write what the notebooks of a profile read into data/results/PROFILE; return a report.
+    """Write what there is of what a profile's notebooks read into data/results/PROFILE; return a report.
 
-    Raises `UserError` while anything is missing, and if the results are too large to ship.
+    Steps that are missing are counted: a long study ships after every finished run. Raises `UserError` if there is
+    nothing to ship, or too much.
     """
     jobs = batch.prepare(name, (), ())
     profile = jobs[0].profile
     store = Store(shipped=Shipped.of(profile.name))
-    tops = []
+    tops = {}
     for job in jobs:
         steps = Steps(job.profile, store)
-        tops += [step for study in job.notebook.studies for step in steps.study(study)]
-    if missing := store.missing(tops):
-        raise UserError(
-            f"{len(missing)} steps of profile {name} are missing, {missing[0].label} among them: "
-            f"`cfutils run {name}` builds them"
-        )
-    records = [record for step in all_steps(tops) if (record := store.record(step))]
-    artifacts = {step.key: store.find(step) for step in tops}
+        tops |= {step.key: step for study in job.notebook.studies for step in steps.study(study)}
+    artifacts = {key: found for key, step in tops.items() if (found := store.find(step))}
+    if not artifacts:
+        raise UserError(f"nothing of profile {name} is built: `cfutils run {name}` builds it")
+    there = [step for key, step in tops.items() if key in artifacts]
+    records = [record for step in all_steps(there) if (record := store.record(step))]
     folder = paths.results(profile.name)
     sizes = results.export(folder, artifacts.values(), records)
     rows = [(file, size(n)) for file, n in sizes.items()]
-    return f"{table((), rows)}\n{len(artifacts)} artifacts, {size(sum(sizes.values()))} in {folder}"
+    missing = len(tops) - len(artifacts)
+    return (
+        f"{table((), rows)}\n{len(artifacts)} of {len(tops)} artifacts, {size(sum(sizes.values()))} in {folder}"
+        + (f"; {missing} are not built yet" if missing else "")
+    )
 
 
 def compare(a: str, b: str) -> pd.DataFrame:
@@ -81,12 +83,10 @@ def _items(profile: Profile, store: Store) -> pd.DataFrame:
     steps, frames = Steps(profile, store), []
     plans = {plan: None for name in recipes.STUDIES for plan in recipes.study(profile, name)}
     for plan in (None, *plans):
-        settings: dict[str, Any] = (
-            dataclasses.asdict(plan) if plan else {"recipe": "base", "seed": -1}
-        )
+        columns = {"profile": profile.name, **(plan.settings() if plan else BASE)}
         for group in GROUPS:
             step = steps.scores(plan, group)
             if artifact := store.find(step):
-                items = artifact.table("items")
-                frames.append(items.assign(**settings, run=step.needs["model"].key))
+                run = step.needs["model"].key
+                frames.append(beside(columns | {"run": run}, artifact.table("items")))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
