@@ -21,7 +21,7 @@ NAN, INF = float("nan"), float("inf")
 HEAD = "about: x\nbase: org/model\n"
 SEVERAL = (
     "retained", "recipes", "seeds", "alphas", "lrs", "temperatures", "ratios", "replay_weights",
-    "ablation_recipes", "estimated",
+    "ablation_recipes", "ablation_seeds", "estimated",
 )  # fmt: skip
 
 

@@ -81,7 +81,7 @@ def test_wise_ft_is_a_run_for_each_alpha():
 def test_studies_have_no_doubles():
     """temperature: ft once for each seed; of the ablated recipes only those that sample vary."""
     p = make(
-        seeds=[0, 1], ablation_recipes=["cfs", "replay_text"], temperatures=[0.7, 1.0],
+        seeds=[0, 1], ablation_seeds=[0, 1], ablation_recipes=["cfs", "replay_text"], temperatures=[0.7, 1.0],
         ratios=[0.0, 0.5], replay_weights=[0.3, 1.0], lrs=[1e-4, 2e-4],
     )  # fmt: skip
     count = {name: len(recipes.study(p, name)) for name in recipes.STUDIES}
@@ -91,6 +91,9 @@ def test_studies_have_no_doubles():
     assert count["weight"] == 2 + 2 * (2 + 2)
     assert count["learning_rate"] == 2 * 2
     assert count["methods"] == 2 * 2  # ft and cfs
+    fewer = p.change(ablation_seeds=[1])
+    assert {plan.seed for plan in recipes.study(fewer, "ratio")} == {1}
+    assert len(recipes.study(fewer, "methods")) == count["methods"]
     assert count["base"] == 0  # the base alone, which is scored in every study
     for name in recipes.STUDIES:
         found = recipes.study(p, name)
