@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cfutils import paths
 from cfutils.data import skills
 from cfutils.data.benchmarks import package_digest, requests
 from cfutils.data.splits import is_heldout
@@ -125,7 +126,7 @@ def target(name: str) -> Target:
     if name in TARGETS:
         return TARGETS[name]
     if name.endswith(".jsonl"):
-        examples = read_jsonl(Path(name).expanduser())
+        examples = read_jsonl(paths.given("target", name))
         return Target(f"your file {Path(name).name}", lambda: iter(examples), task=None)
     raise invalid_value("target", name, ", ".join(TARGETS) + ", or the path of a .jsonl file")
 
@@ -159,7 +160,7 @@ def target_digest(name: str) -> str:
     """What decides a target's items: the package's pin, the hub id's name, or the file's digest."""
     if name.endswith(".jsonl"):
         target(name)  # refuses a bad file before anything is keyed by it
-        return hashlib.sha256(Path(name).expanduser().read_bytes()).hexdigest()[:16]
+        return hashlib.sha256(paths.given("target", name).read_bytes()).hexdigest()[:16]
     if name in skills.skills():
         return f"{name}:{skills.world_digest()}"
     return f"{name}:{package_digest()}" if target(name).local else name

@@ -174,3 +174,10 @@ def test_the_digest_of_a_skill_follows_the_world(monkeypatch):
     assert targets.target_digest("rotate") == one
     monkeypatch.setattr(skills, "world_digest", lambda: "another")
     assert targets.target_digest("rotate") == "rotate:another"
+
+
+@pytest.mark.parametrize("name", ["~nosuchuser/x.jsonl", f"{'x' * 300}.jsonl", "a\0b.jsonl", "/no/such/x.jsonl"])
+def test_a_path_that_leads_nowhere_is_refused_in_one_line(name):
+    for use in (targets.target, targets.target_digest):
+        with pytest.raises(UserError, match="target = "):
+            use(name)
