@@ -197,7 +197,8 @@ class Lab:
         folder = self.ensure(self.steps.base).model_folder
         tokenizer = tokenizers.load_tokenizer(folder)
         for step in steps:
-            frame = self.ensure(step).table("samples").assign(source=step.params["source"])
+            artifact = self.store.ensure_here(step, self.session)  # with prompts, which do not ship
+            frame = artifact.table("samples").assign(source=step.params["source"])
             pairs = zip(frame["prompt_ids"], frame["token_ids"], strict=True)
             whole = [[*prompt[1:], *drawn] for prompt, drawn in pairs]
             text = tokenizer.batch_decode(whole, skip_special_tokens=True)

@@ -15,7 +15,6 @@ import yaml
 from cfutils import paths
 from cfutils.data import benchmarks
 from cfutils.lab import Lab
-from cfutils.models import bases
 from cfutils.runner.notebook import Notebook, notebooks, select
 
 pytestmark = pytest.mark.slow
@@ -149,7 +148,7 @@ def run_until(home: Path, mark: str | None) -> None:
 def test_scores_equal_those_of_the_stock_lm_eval_command(tmp_path):
     """Same model, same items, lm-eval's own command line: item by item the same answers."""
     lab = Lab("smoke", retained=["winogrande", "sciq"], limit=6)
-    folder = bases.folder(lab.ensure(lab.steps.base))
+    folder = lab.ensure(lab.steps.base).model_folder
     step = lab.steps.scores(None, "retained")
     ours = pd.read_parquet(lab.ensure(step).path / "items.parquet")
     indices = {}
