@@ -99,14 +99,7 @@ def tuning(profile: Profile, recipe: str, *, seed: int = 0) -> Tuning:
     """Return the settings of one run of a recipe."""
     from cfutils.training.trainer import Tuning
 
-    row, plan = recipes.get(recipe), recipes.plan(profile, recipe, seed=seed)
-    shared = ("dtype", "autocast", "epochs", "batch_size", "warmup", "weight_decay", "clip")
-    return Tuning(
-        seed=seed, lr=plan.lr, ratio=plan.ratio, replay_weight=plan.replay_weight,
-        replay_loss=row.replay_loss, train=row.train, l2_weight=profile.l2_weight if row.l2 else None,
-        lora_rank=profile.lora_rank if row.train == "lora" else None,
-        **{name: getattr(profile, name) for name in shared},
-    )  # fmt: skip
+    return Tuning(**recipes.tuning(profile, recipes.plan(profile, recipe, seed=seed)))
 
 
 def machine() -> dict[str, str]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 import pandas as pd
 
 from cfutils import paths, recipes
-from cfutils.analysis import forgetting, mixture_fit
+from cfutils.analysis import forgetting, mixture_fit, selection
 from cfutils.pipeline.results import Shipped
 from cfutils.pipeline.session import Session
 from cfutils.pipeline.steps import Steps, groups
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from cfutils.training.pretraining import Made
 
 BASE = {"recipe": "base", "seed": -1, "lr": None, "temperature": None, "ratio": None,
-        "replay_weight": None, "alpha": None}  # fmt: skip
-NUMBERS = ["lr", "temperature", "ratio", "replay_weight", "alpha"]
+        "replay_weight": None, "alpha": None, "strength": None}  # fmt: skip
+NUMBERS = ["lr", "temperature", "ratio", "replay_weight", "alpha", "strength"]
 SHOWN = ("torch", "transformers")
 """Versions that `provenance` shows; records hold more."""
 MIX = ("target_tokens", "replay_tokens", "ratio_reached", "shortfall", "steps", "seconds")
@@ -52,7 +52,7 @@ class Study:
 
     @property
     def _tuned(self) -> list[Plan]:
-        return [plan for plan in self.plans if plan.alpha is None]
+        return [plan for plan in self.plans if self.lab.steps.trains(plan)]
 
     def log(self) -> pd.DataFrame:
         """Return the training logs of the study's runs, one row per optimiser step."""
@@ -170,8 +170,12 @@ class Lab:
 
         Raises `UserError` before any work if a task cannot be scored, or the disk cannot hold what is missing.
         """
-        self._build(self.steps.study(name))
-        plans = recipes.study(self.profile, name)
+        steps = self.steps
+        if name == "frontier":
+            rates = self.choice().set_index("recipe")["lr"].to_dict()
+            steps = Steps(self.profile, self.store, rates=rates)
+        self._build(steps.study(name))
+        plans = steps.plans(name)
         items, scores = [], []
         for plan in (None, *plans):
             run = self.steps.run(plan).key if plan else self.steps.base.key
@@ -184,6 +188,13 @@ class Lab:
         return Study(
             self, plans, pd.concat(scores, ignore_index=True), pd.concat(items, ignore_index=True)
         )
+
+    def choice(self) -> pd.DataFrame:
+        """Return each recipe's learning rate, chosen on validation items alone (`selection.choose_lr`).
+
+        Runs the study "selection" where it is missing. The study "frontier" is at these rates.
+        """
+        return selection.choose_lr(self.study("selection").items)
 
     def mixture_counts(self) -> pd.DataFrame:
         """Return the share of each kind of document: declared, and among samples (`mixture_fit.table`).
@@ -293,6 +304,29 @@ class Lab:
                 )
             for step in missing:
                 self.store.ensure_here(step, self.session)
+
+
+def planned(profile: Profile, store: Store, study: str) -> tuple[list[Step], list[Plan]]:
+    """Return the steps and the runs of a study as `Lab.study` will see them; nothing is built.
+
+    The frontier's learning rates are those chosen if every run of the selection has been scored, else the profile's.
+    """
+    steps = Steps(profile, store)
+    if study == "frontier":
+        steps = Steps(profile, store, rates=_known_rates(steps))
+    return steps.study(study), steps.plans(study) if study in recipes.STUDIES else []
+
+
+def _known_rates(steps: Steps) -> dict[str, float]:
+    frames = []
+    for plan in recipes.study(steps.profile, "selection"):
+        artifact = steps.store.find(steps.scores(plan, "validation"))
+        if artifact is None:
+            return {}
+        columns = {**plan.settings(), "run": steps.run(plan).key}
+        frames.append(beside(columns, artifact.table("items")))
+    chosen = selection.choose_lr(pd.concat(frames, ignore_index=True))
+    return chosen.set_index("recipe")["lr"].to_dict()
 
 
 def _short(value: Any) -> str:

@@ -67,7 +67,16 @@ FileName = Annotated[
     ),
 ]
 """Name of a profile, and of the folders of its figures and results."""
-RecipeName = Literal[tuple(RECIPES)]
+
+
+def _recipe(name: str) -> str:
+    if name not in RECIPES:
+        raise ValueError("not a recipe")
+    return name
+
+
+RecipeName = Annotated[str, Field(json_schema_extra={"format": "recipe"}), AfterValidator(_recipe)]
+"""A row of the table of recipes, as it is when a profile is made: rows can be added (`recipes.register`)."""
 Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Several = Annotated[
     tuple[T, ...],
@@ -89,6 +98,8 @@ Ratio = Annotated[
 LearningRate = Annotated[float, Field(gt=0, le=10)]
 Weight = Annotated[float, Field(ge=0, le=1_000_000)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Strength = Annotated[float, Field(ge=0, le=1_000_000)]
+Factor = Annotated[float, Field(gt=0, le=1000)]
 
 
 @pydantic.dataclasses.dataclass(
@@ -139,6 +150,8 @@ class Profile:
     """Target items trained on."""
     n_heldout: Items = 32
     """Target items scored and never trained on."""
+    n_validation: Items = 32
+    """Target items that are neither trained on nor scored: learning rates are chosen on them alone."""
     max_length: Tokens = 256
     """Target items with more tokens than this are left out (and counted)."""
 
@@ -164,10 +177,9 @@ class Profile:
     """Share of replay in the final mix, counted in tokens that carry loss."""
     replay_weight: Weight | None = None
     """lambda, weight of the replay term; None is ratio/(1-ratio): every token of the mix counts alike."""
-    l2_weight: Weight = 1e-2
-    """Weight of sum (theta - theta_0)^2, not divided by the number of parameters."""
-    lora_rank: Annotated[int, Field(ge=1, le=4096)] = 64
-    """Rank of the adapters; alpha equals the rank."""
+    strengths: dict[RecipeName, Strength] = dataclasses.field(default_factory=dict)
+    """Values of recipes' own knobs that replace the defaults of their rows: weight of L2 (not divided by the number
+    of parameters), rank of the adapters (alpha equals the rank), ..."""
     checkpoint_minutes: Annotated[float, Field(gt=0, le=10_080)] = 5.0
     """Minutes between two checkpoints of a tuning run."""
 
@@ -197,6 +209,10 @@ class Profile:
     """WiSE-FT's shares of the tuned weights."""
     lrs: Several[LearningRate] = (2e-4,)
     """Learning rates of notebook 02's sweep."""
+    lr_factors: Several[Factor] = (0.5, 1.0, 2.0)
+    """What each recipe's learning rate is multiplied by in the grid that it is chosen from."""
+    selection_seeds: Several[Seed] = (100,)
+    """Seeds of the runs that learning rates are chosen by; none of `seeds`."""
     temperatures: Several[Temperature] = (0.7, 1.0)
     """Generation temperatures of notebook 04."""
     ratios: Several[Ratio] = (0.25, 0.5)
@@ -216,6 +232,8 @@ class Profile:
     def __post_init__(self) -> None:
         if self.n_generate > self.n_heldout:
             raise invalid_value("n_generate", self.n_generate, f"at most n_heldout = {self.n_heldout}")
+        if both := set(self.seeds) & set(self.selection_seeds):
+            raise invalid_value("selection_seeds", self.selection_seeds, f"none of seeds, which has {min(both)}")
 
     def change(self, /, **changes: Any) -> Profile:
         """Return the profile with some values replaced; None leaves a value as it is."""
@@ -307,8 +325,8 @@ def _words(schema: dict) -> str:
     """Return in words what a JSON schema admits."""
     if "anyOf" in schema:
         return " or ".join(map(_words, schema["anyOf"]))
-    if "enum" in schema:
-        return "one of " + ", ".join(map(repr, schema["enum"]))
+    if "enum" in schema or schema.get("format") == "recipe":
+        return "one of " + ", ".join(map(repr, schema.get("enum") or RECIPES))
     words = _KINDS[schema["type"]]
     for keys, text in _LIMITS.items():
         if schema.keys() >= set(keys):

@@ -129,11 +129,12 @@ def tiny_profile(tiny_base, tiny_target) -> Profile:
         chunk=4,
         n_train=8,
         n_heldout=4,
+        n_validation=3,
         max_length=80,
         lr=1e-3,
         batch_size=2,
         ratio=0.3,
-        lora_rank=4,
+        strengths={"lora": 4, "lora_mlp": 4, "stm": 300},
         benchmarks="hub",  # the tests put a task in memory in its place
         retained=("tiny_choices",),
         limit=4,

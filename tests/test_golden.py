@@ -35,7 +35,7 @@ from cfutils.pipeline.builders.samples import ENTROPY, SAMPLES
 from cfutils.pipeline.builders.scoring import ESTIMATE, PROBE, RETAINED, TARGET
 from cfutils.pipeline.builders.tuning import AVERAGED, TUNED
 from cfutils.profiles import Execution
-from cfutils.training import pretraining, trainer
+from cfutils.training import afterwards, pretraining, trainer
 from cfutils.training.trainer import Tuning
 
 FILE = Path(__file__).with_name("golden.json")
@@ -149,7 +149,7 @@ def averaged(given, work):
         work / "tuned", given.folder, drawn(7, seed=1, first=3), drawn(12, seed=2),
         tuning=replace(TUNING, lr=1e-2), execution=EXECUTION, label="nll",
     )  # fmt: skip
-    trainer.average(work / "averaged", given.folder, work / "tuned", alpha=0.3, dtype="float32")
+    afterwards.average(work / "averaged", given.folder, work / "tuned", alpha=0.3, dtype="float32")
     return weights(work / "averaged")
 
 

@@ -16,9 +16,9 @@ from cfutils.errors import UserError
 from cfutils.lab import Lab
 from cfutils.pipeline.steps import Steps, all_steps
 from cfutils.pipeline.store import Store
-from cfutils.runner import batch
+from cfutils.runner import plan
 
-SETTINGS = ["recipe", "seed", "lr", "temperature", "ratio", "replay_weight", "alpha"]
+SETTINGS = ["recipe", "seed", "lr", "temperature", "ratio", "replay_weight", "alpha", "strength"]
 SCORES = ["profile", *SETTINGS, "run", "group", "task", "metric", "value", "stderr", "n"]
 ITEMS = ["profile", *SETTINGS, "run", "group", "task", "metric", "item", "value", "weight"]
 SAMPLED = {"cfs", "cf_kl", "contextual"}
@@ -54,7 +54,7 @@ def events(world):
 @pytest.fixture(scope="module")
 def planned(world, tiny_profile):
     """The plan before anything is built."""
-    rows = batch.plan(tiny_profile, ["methods"])
+    rows = plan.plan(tiny_profile, ["methods"])
     assert not (world / "events.jsonl").exists()
     assert not (world / "runs").exists() or not list((world / "runs").rglob("record.json"))
     return rows
@@ -73,7 +73,7 @@ def first_events(study, events):
 
 def missing(profile, study="methods", **changes):
     """The labels that a changed profile would build, by kind."""
-    rows = batch.plan(profile.change(**changes), [study])
+    rows = plan.plan(profile.change(**changes), [study])
     found = {}
     for row in rows:
         if row["state"] == "missing":
@@ -98,7 +98,7 @@ def test_the_plan_lists_every_step_once_and_builds_nothing(planned):
 def test_building_follows_the_plan(study, first_events, planned):
     built = [e["key"] for e in first_events if e["event"] == "built"]
     assert sorted(built) == sorted(row["key"] for row in planned)
-    assert {row["state"] for row in batch.plan(study.lab.profile, ["methods"])} == {"built"}
+    assert {row["state"] for row in plan.plan(study.lab.profile, ["methods"])} == {"built"}
 
 
 def test_scores_are_tidy(study, tiny_profile):
@@ -140,6 +140,7 @@ def test_settings_stand_where_a_recipe_uses_them(study):
     assert (rows["replay_weight"].notna() == replays).all()
     assert rows.loc["cfs", "replay_weight"] == pytest.approx(3 / 7)
     assert rows["alpha"].dropna().to_dict() == {"wise_ft": 0.5}
+    assert rows["strength"].dropna().to_dict() == {"l2": 0.01, "lora": 4}
 
 
 def test_items_lie_behind_the_scores(study):
@@ -249,8 +250,8 @@ class TestChanges:
         [
             ({"ratio": 0.4}, SAMPLED | {"replay_text"}),
             ({"replay_weight": 2.0}, SAMPLED | {"replay_text"}),
-            ({"l2_weight": 1.0}, {"l2"}),
-            ({"lora_rank": 2}, {"lora"}),
+            ({"strengths": {"l2": 1.0, "lora": 4}}, {"l2"}),
+            ({"strengths": {"lora": 2}}, {"lora"}),
             ({"alphas": [0.75]}, {"wise_ft"}),
             ({"recipe_lr": {"lora": 5e-3}}, {"lora"}),
             ({"n_samples": 11}, {"cfs", "cf_kl", "replay_text"}),
@@ -442,7 +443,7 @@ class TestShipped:
         assert [row[:2] for row in others] == [
             ("estimate", t) for t in shipped.profile.temperatures if t != 1
         ]
-        assert others and all(200 <= row[2] <= n for row in others)
+        assert others and all(100 <= row[2] <= n for row in others)
         assert found[-1] == ("replay", 1.0, shipped.profile.n_contextual)
         assert steps[-1].params["source"] == "contextual"
         # notebook 06 estimates with the very same samples

@@ -13,7 +13,7 @@ from cfutils.pipeline import provenance
 
 ORDER = (
     ("errors", "paths", "events", "digests"),
-    ("profiles", "recipes", "yaml_input"),
+    ("profiles", "recipes", "method", "yaml_input"),
     ("data",),
     ("models",),
     ("training",),

@@ -12,7 +12,7 @@ from cfutils.models import bases, tokenizers
 from cfutils.models.generation import sampling
 from cfutils.models.generation.transformers_engine import TransformersEngine
 from cfutils.pipeline.steps import Steps
-from cfutils.runner import batch
+from cfutils.runner import plan
 from cfutils.training import trainer
 
 STUDIES = ["samples", "estimates", *recipes.STUDIES]
@@ -22,7 +22,7 @@ STUDIES = ["samples", "estimates", *recipes.STUDIES]
 def test_every_step_of_a_paper_profile_is_planned_and_nothing_is_fetched(name, store, monkeypatch):
     monkeypatch.setattr(assets, "fetch", lambda _: pytest.fail("fetched"))
     profile = profiles.load(name)
-    rows = batch.plan(profile, STUDIES)
+    rows = plan.plan(profile, STUDIES)
     assert {row["state"] for row in rows} == {"missing"}
     runs = [row["label"] for row in rows if row["kind"] in ("tuned", "averaged")]
     for recipe in profile.recipes:
@@ -82,13 +82,8 @@ def test_olmo_is_sampled_and_tuned(tiny_olmo, tiny_profile, tmp_path, recipe):
     assert 4 <= n <= 24
     pool = sequences.from_samples(pd.read_parquet(tmp_path / "samples.parquet"))
     target = [sequences.Sequence((start, 5, 6, 7, 8), 2), sequences.Sequence((start, 9, 5, 6), 2)]
-    row = recipes.get(recipe)
-    tuning = trainer.Tuning(
-        seed=0, lr=1e-3, epochs=1, batch_size=2, warmup=0.1, weight_decay=0.0, clip=1.0, dtype="float32",
-        autocast=False, ratio=0.3 if row.replay else None, replay_weight=0.4 if row.replay else None,
-        replay_loss=row.replay_loss, train=row.train, l2_weight=0.1 if row.l2 else None,
-        lora_rank=4 if row.train == "lora" else None,
-    )  # fmt: skip
+    profile = tiny_profile.change(lr=1e-3, autocast=False)
+    tuning = trainer.Tuning(**recipes.tuning(profile, recipes.plan(profile, recipe, seed=0)))
     notes = trainer.tune(
         tmp_path, tiny_olmo, target, pool, tuning=tuning, execution=tiny_profile.execution, label=recipe
     )

@@ -21,7 +21,7 @@ NAN, INF = float("nan"), float("inf")
 HEAD = "about: x\nbase: org/model\n"
 SEVERAL = (
     "retained", "recipes", "seeds", "alphas", "lrs", "temperatures", "ratios", "replay_weights",
-    "ablation_recipes", "ablation_seeds", "estimated",
+    "ablation_recipes", "ablation_seeds", "estimated", "lr_factors", "selection_seeds",
 )  # fmt: skip
 
 
@@ -71,7 +71,6 @@ def line(call, *args, **kwargs) -> str:
         ({"warmup": -0.1}, "a number from 0 to 1"),
         ({"warmup": 1.5}, "a number from 0 to 1"),
         ({"weight_decay": -1.0}, "a number from 0 to 100"),
-        ({"l2_weight": -1.0}, "a number from 0"),
         ({"n_generate": -1}, "a whole number from 0 to 10,000,000"),
         ({"n_generate": 9, "n_heldout": 8}, "at most n_heldout = 8"),
         ({"n_estimate": 0}, "a whole number from 8 to 1,000,000"),
@@ -93,7 +92,6 @@ def line(call, *args, **kwargs) -> str:
         ({"max_new_tokens": 10**7}, "a whole number from 1 to 1,000,000"),
         ({"max_length": 10**7}, "a whole number from 1 to 1,000,000"),
         ({"pass_tokens": 10**7}, "a whole number from 1 to 1,000,000"),
-        ({"lora_rank": 4097}, "a whole number from 1 to 4,096"),
         ({"n_train": 10**8}, "a whole number from 1 to 10,000,000"),
         ({"n_heldout": 10**8}, "a whole number from 1 to 10,000,000"),
         ({"n_probe": 10**8}, "a whole number from 1 to 10,000,000"),
@@ -133,6 +131,10 @@ def test_a_bad_value_is_refused_by_name(values, allowed, tmp_path):
         ({"recipe_lr": {"x": 1}}, "key of recipe_lr = 'x' is not allowed: one of 'ft', 'cfs'"),
         ({"recipe_lr": {"lora": "fast"}}, "recipe_lr['lora'] = 'fast' is not allowed: a number above 0"),
         ({"recipe_lr": {"lora": -1.0}}, "recipe_lr['lora'] = -1.0 is not allowed: a number above 0"),
+        ({"strengths": {"l2": -1.0}}, "strengths['l2'] = -1.0 is not allowed: a number from 0 to 1,000,000"),
+        ({"strengths": {"x": 1.0}}, "key of strengths = 'x' is not allowed: one of 'ft', 'cfs'"),
+        ({"selection_seeds": [1, 0]}, "selection_seeds = (1, 0) is not allowed: none of seeds, which has 0"),
+        ({"lr_factors": [0.0]}, "lr_factors[0] = 0.0 is not allowed: a number above 0 and at most 1,000"),
         ({"num_fewshot": {"": 1}}, "key of num_fewshot = '' is not allowed: a text of 1 to"),
         ({"num_fewshot": {"gsm8k": 101}}, "num_fewshot['gsm8k'] = 101 is not allowed: a whole number"),
         ({"retained": [""]}, "retained[0] = '' is not allowed: a text of 1 to 1,000 characters"),
@@ -159,8 +161,7 @@ def test_every_list_of_a_profile_is_one_of_those():
 
 
 @pytest.mark.parametrize("name", [
-    "temperature", "ratio", "lr", "warmup", "weight_decay", "clip", "replay_weight", "l2_weight",
-    "checkpoint_minutes",
+    "temperature", "ratio", "lr", "warmup", "weight_decay", "clip", "replay_weight", "checkpoint_minutes",
 ])  # fmt: skip
 @pytest.mark.parametrize("value", [NAN, INF, -INF])
 def test_a_number_is_finite(name, value):

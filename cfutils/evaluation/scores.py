@@ -201,12 +201,15 @@ def target(
     max_new_tokens: int,
     chat_template: bool,
     execution: Execution,
+    group: str = "target",
+    own_task: bool = True,
 ) -> None:
     """Write items.parquet: NLL and bits per byte of held-out responses, and the target's own lm-eval task.
 
     name: the target, a name of the table in `data.targets` or the path of a JSONL file.
     examples, sequences: its held-out items, and the same as tokens.
     n_generate: items answered by generation, where the target's task asks for generated answers.
+    group: what the scores are named in the frame. own_task: whether the target's lm-eval task is scored.
     """
     label, row = Path(name).stem, targets.target(name)
     rows: list[list] = []
@@ -214,16 +217,16 @@ def target(
     for example, (nll, *_) in zip(examples, scored, strict=True):
         text = nll[:-1].sum()  # the end token has no bytes
         n_bytes = len(example.response.encode())
-        rows.append(["target", label, "nll", example.id, nll.mean(), len(nll)])
-        rows.append(["target", label, "bpb", example.id, text / (n_bytes * math.log(2)), n_bytes])
+        rows.append([group, label, "nll", example.id, nll.mean(), len(nll)])
+        rows.append([group, label, "bpb", example.id, text / (n_bytes * math.log(2)), n_bytes])
     items = pd.DataFrame(rows, columns=ITEM)
     wanted = n_generate if row.generates else len(examples)
-    if row.task and wanted:
+    if row.task and own_task and wanted:
         docs = [e.doc for e in examples[:wanted]] if row.local else None
         task = benchmarks.lm_eval_task(row.task, docs=docs, hub=not row.local)
         indices = benchmarks.evenly(len(task.eval_docs), wanted)
         found = lm_eval_items(
-            model, folder, {row.task: task}, {row.task: indices}, group="target",
+            model, folder, {row.task: task}, {row.task: indices}, group=group,
             max_new_tokens=max_new_tokens, chat_template=chat_template, execution=execution,
         )  # fmt: skip
         items = pd.concat([items, found[found["metric"].isin(HEADLINE)]], ignore_index=True)

@@ -1,7 +1,8 @@
 """What there is to build for a profile: every step with its key, none of them built, nothing heavy loaded.
 
-    base <- samples <- tuned <- (averaged) <- retained, target, probe, log       entropy <- samples, base
-                       tuned, samples <- estimate                                pretrain (the tiny base itself)
+    base <- samples <- tuned <- (averaged, reduced) <- retained, target, validation, probe, log
+            samples, base <- entropy          tuned, samples <- estimate          pretrain (the tiny base itself)
+    base, tuned <- samples of the tuned model <- tuned (recovery)                 base <- rewritten <- tuned
 
 One parameter on its way: `temperature` is in the parameters of `samples`, hence in its key, hence in the keys of
 the runs that replay those samples and of their scores, and nowhere else.
@@ -11,7 +12,8 @@ from __future__ import annotations
 
 import functools
 import itertools
-from dataclasses import asdict, replace
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from cfutils import recipes
@@ -21,24 +23,28 @@ from cfutils.models import bases
 from cfutils.pipeline.builders.base import BASE
 from cfutils.pipeline.builders.pretraining import PRETRAIN
 from cfutils.pipeline.builders.samples import ENTROPY, SAMPLES
-from cfutils.pipeline.builders.scoring import ESTIMATE, PROBE, RETAINED, TARGET
-from cfutils.pipeline.builders.tuning import AVERAGED, LOG, TUNED
+from cfutils.pipeline.builders.scoring import ESTIMATE, PROBE, RETAINED, TARGET, VALIDATION
+from cfutils.pipeline.builders.tuning import AVERAGED, LOG, REDUCED, TUNED
 from cfutils.pipeline.store import Step, Store
 from cfutils.profiles import Profile
 from cfutils.recipes import Plan
 
 GROUPS = ("target", "retained", "probe")
-TUNING = (
-    "dtype", "autocast", "epochs", "batch_size", "warmup", "weight_decay", "clip",
-)  # fmt: skip
-"""Profile values that decide every tuning run."""
+DOCUMENTS = ("text", "pretraining")
+"""Sources of replay that are not sampled."""
+REWRITE_TEMPERATURE = 0.7
+"""Temperature at which the base rewrites responses: below 1, for one good answer is wanted and not its law."""
+REWRITE_TOKENS = 100
+"""Most tokens that a request to rewrite a response adds to prompt and response."""
 
 
 class Steps:
     """The steps of one profile."""
 
-    def __init__(self, profile: Profile, store: Store) -> None:
-        self.profile, self.store = profile, store
+    def __init__(self, profile: Profile, store: Store, *, rates: Mapping[str, float] | None = None) -> None:
+        """`rates`: the learning rates of recipes that the selection chose, for the study of the frontier."""
+        self.profile, self.store, self.rates = profile, store, rates or {}
+        self._runs: dict[Plan, Step] = {}
 
     @functools.cached_property
     def base(self) -> Step:
@@ -63,6 +69,15 @@ class Steps:
             "chat_template": p.chat_template,
         }
 
+    @functools.cached_property
+    def _package(self) -> str:
+        """The data package that prose is taken from; a file is read for it."""
+        return benchmarks.package_digest()
+
+    @functools.cached_property
+    def _retained_items(self) -> Any:
+        return benchmarks.items_digest(self.profile.retained, self.profile.benchmarks)
+
     @property
     def _target_name(self) -> dict[str, Any]:
         """Where its items are: a name of the table, or a file on this machine."""
@@ -77,11 +92,11 @@ class Steps:
                 "the tiny base alone: leave it out of recipes",
             )  # fmt: skip
         return {"source": "pretraining", "n": n, "world": skills.world_digest(),
-                "prose": benchmarks.package_digest()}  # fmt: skip
+                "prose": self._package}  # fmt: skip
 
     def _prose(self, n: int) -> dict[str, Any]:
         """What decides sequences made of real prose."""
-        return {"source": "text", "n": n, "prose": benchmarks.package_digest()}
+        return {"source": "text", "n": n, "prose": self._package}
 
     @property
     def _cut(self) -> dict[str, Any]:
@@ -94,30 +109,39 @@ class Steps:
         return max(2, self.profile.n_estimate // 16)
 
     def samples(
-        self, source: str, *, purpose: str = "replay", temperature: float | None = None
-    ) -> Step:
-        """Samples of a source, context_free or contextual, for a purpose.
+        self, source: str, *, purpose: str = "replay", temperature: float | None = None, n: int | None = None,
+        of: Step | None = None,
+    ) -> Step:  # fmt: skip
+        """Samples of a source, context_free, contextual, template_prefix or rewritten, for a purpose.
 
         Context-free samples for other purposes than replay are never trained on: `probe`, at T = 1, and what
-        the KL is estimated with, `estimate` and `reference`.
+        the KL is estimated with, `estimate` and `reference`. Those `of` a tuned model are for its `recovery`.
         """
         p = self.profile
         t = 1.0 if purpose == "probe" else p.change(temperature=temperature).temperature
-        contextual = source == "contextual"
-        n = {
-            "replay": p.n_contextual if contextual else p.n_samples, "probe": p.n_probe,
-            "estimate": p.n_estimate if t == 1 else self._n_other, "reference": p.n_estimate,
-        }[purpose]  # fmt: skip
+        prompted = source in ("contextual", "rewritten")
+        sizes = {
+            "contextual": p.n_contextual, "rewritten": p.n_train, "probe": p.n_probe, "reference": p.n_estimate,
+            "estimate": p.n_estimate if t == 1 else self._n_other,
+        }  # fmt: skip
+        n = n or sizes.get(source) or sizes.get(purpose) or p.n_samples
         params = {
             "source": source, "purpose": purpose, "n": n, "temperature": t, **self._cut,
             "engine": p.engine, "dtype": p.dtype, "chunk": p.chunk,
-            "target": self._target if contextual else None,
+            "target": self._target if prompted else None,
         }  # fmt: skip
+        longest = p.max_length + p.max_tokens
+        if source == "rewritten":
+            params["max_tokens"] = p.max_new_tokens
+            longest = 2 * p.max_length + REWRITE_TOKENS + p.max_new_tokens
+        elif source == "template_prefix":
+            longest += p.max_tokens
         name = source if purpose == "replay" else purpose
+        label = f"{n} {name} samples at T={t:g}" + (f" of {of.label}" if of else "")
+        needs = {"base": self.base, **({"model": of} if of else {})}
         return Step(
-            SAMPLES, params, {"base": self.base}, f"{n} {name} samples at T={t:g}",
-            local={**self._target_name, "max_length": p.max_length + p.max_tokens},
-        )  # fmt: skip
+            SAMPLES, params, needs, label, local={**self._target_name, "max_length": longest}
+        )
 
     def entropy(self, source: str, *, temperature: float | None = None) -> Step:
         """The base's entropy along a set of its own samples."""
@@ -126,32 +150,59 @@ class Steps:
         return Step(ENTROPY, {"dtype": self.profile.dtype}, needs, f"entropy of {samples.label}")
 
     def run(self, plan: Plan) -> Step:
-        """The tuned weights of one run."""
+        """The weights that one run ends with."""
+        if plan not in self._runs:
+            self._runs[plan] = self._run(plan)
+        return self._runs[plan]
+
+    def _run(self, plan: Plan) -> Step:
         p, recipe = self.profile, recipes.get(plan.recipe)
-        if plan.alpha is not None:
-            params = {"alpha": plan.alpha, "dtype": p.dtype}
-            needs = {"base": self.base, "tuned": self.run(replace(plan, recipe="ft", alpha=None))}
+        needs: dict[str, Step] = {"base": self.base}
+        if recipe.after:
+            needs["tuned"] = self.run(recipes.before(p, plan))
+        if recipe.after == "average":
+            params: dict[str, Any] = {"alpha": plan.alpha, "dtype": p.dtype}
             return Step(AVERAGED, params, needs, plan.label, weight_bytes=self._model_bytes)
-        needs, replay = {"base": self.base}, None
-        if recipe.replay == "text":
-            replay = {**self._prose(p.n_samples), **self._cut}
-        elif recipe.replay == "pretraining":
-            replay = {**self._documents(p.n_samples), **self._cut}
-        elif recipe.replay:
-            replay = {"source": recipe.replay}
-            needs["samples"] = self.samples(recipe.replay, temperature=plan.temperature)
-        tuning = {
-            "seed": plan.seed, "lr": plan.lr, "ratio": plan.ratio, "replay_weight": plan.replay_weight,
-            **{name: getattr(p, name) for name in TUNING},
-            "replay_loss": recipe.replay_loss, "train": recipe.train,
-            "l2_weight": p.l2_weight if recipe.l2 else None,
-            "lora_rank": p.lora_rank if recipe.train == "lora" else None,
-        }  # fmt: skip
+        if recipe.after == "reduce_intruders":
+            rank = needs["tuned"].params["tuning"]["lora_rank"]
+            params = {"kept": plan.strength, "rank": rank, "dtype": p.dtype}
+            return Step(REDUCED, params, needs, plan.label, weight_bytes=self._model_bytes)
+        params = {"target": self._target, "replay": self._replay(plan), "tuning": recipes.tuning(p, plan)}
+        for source in recipe.replay:
+            if source not in DOCUMENTS:
+                role = "samples" if len(recipe.replay) == 1 else source
+                needs[role] = self._replayed(source, plan, needs.get("tuned"))
+        if recipe.penalty == "ewc":  # the Fisher is that of the base's own distribution, T = 1
+            needs["samples"] = self.samples("context_free", temperature=1.0)
+        if recipe.rewritten:
+            needs["rewritten"] = self.samples("rewritten", temperature=REWRITE_TEMPERATURE)
         return Step(
-            TUNED, {"target": self._target, "replay": replay, "tuning": tuning}, needs, plan.label,
+            TUNED, params, needs, plan.label,
             local={**self._target_name, **self._cut, "label": plan.label},
             weight_bytes=self._model_bytes,
         )  # fmt: skip
+
+    def _replay(self, plan: Plan) -> dict[str, Any] | None:
+        """What decides the pool of a run's replay, beside samples."""
+        sources = recipes.get(plan.recipe).replay
+        if len(sources) > 1:
+            return {"sources": list(sources)}
+        if not sources:
+            return None
+        make = {"text": self._prose, "pretraining": self._documents}.get(sources[0])
+        return {**make(self.profile.n_samples), **self._cut} if make else {"source": sources[0]}
+
+    def _replayed(self, source: str, plan: Plan, tuned: Step | None) -> Step:
+        """The samples that a run replays; with fresh ones for each epoch the pool is as many times as large."""
+        if source == "tuned":
+            return self.samples("context_free", purpose="recovery", temperature=plan.temperature, of=tuned)
+        p, fresh = self.profile, recipes.get(plan.recipe).fresh
+        n = p.epochs * p.n_samples if fresh else None
+        return self.samples(source, temperature=plan.temperature, n=n)
+
+    def trains(self, plan: Plan) -> bool:
+        """Whether a run trains, and has a log: averages and reductions do not."""
+        return self.run(plan).kind == TUNED.kind
 
     def log(self, plan: Plan) -> Step:
         """A run's training log and notes, without its weights."""
@@ -206,7 +257,7 @@ class Steps:
         from cfutils.training.pretraining import Pretraining
 
         params = {"settings": asdict(Pretraining()), "world": skills.world_digest(),
-                  "prose": benchmarks.package_digest()}  # fmt: skip
+                  "prose": self._package}  # fmt: skip
         return Step(PRETRAIN, params, label="the tiny base", weight_bytes=10_000_000)
 
     def mixture_samples(self) -> list[Step]:
@@ -230,14 +281,19 @@ class Steps:
                 "benchmarks": p.benchmarks, "max_new_tokens": p.max_new_tokens,
                 "chat_template": p.chat_template,
             }  # fmt: skip
-            items = benchmarks.items_digest(p.retained, p.benchmarks)
-            params = {"dtype": p.dtype, "tasks": tasks, "items": items}
+            params = {"dtype": p.dtype, "tasks": tasks, "items": self._retained_items}
             return Step(RETAINED, params, needs, label)
+        if group == "validation":
+            params = {
+                "dtype": p.dtype, "target": self._target, "n_validation": p.n_validation,
+                "n_generate": min(p.n_generate, p.n_validation), "max_new_tokens": p.max_new_tokens,
+            }  # fmt: skip
+            return Step(VALIDATION, params, needs, label, local=self._target_name)
         if group == "target":
             params = {**heldout, "n_generate": p.n_generate, "max_new_tokens": p.max_new_tokens}
             return Step(TARGET, params, needs, label, local=self._target_name)
         needs["probe"] = self.samples("context_free", purpose="probe")
-        params = {**heldout, **self._cut, "n_probe": p.n_probe, "prose": benchmarks.package_digest()}
+        params = {**heldout, **self._cut, "n_probe": p.n_probe, "prose": self._package}
         return Step(PROBE, params, needs, label, local=self._target_name)
 
     def assets(self) -> list[str]:
@@ -251,6 +307,11 @@ class Steps:
         p = self.profile
         benchmarks.check(p.retained, benchmarks=p.benchmarks, num_fewshot=p.num_fewshot)
 
+    def plans(self, name: str) -> list[Plan]:
+        """The runs of a study; the frontier's are at the learning rates chosen, as far as these are known."""
+        p = self.profile
+        return recipes.study(recipes.with_rates(p, self.rates) if name == "frontier" else p, name)
+
     def study(self, name: str) -> list[Step]:
         """What a study of recipes.STUDIES, or one of those below, reads: steps without doubles."""
         if name == "samples":
@@ -262,9 +323,11 @@ class Steps:
         elif name == "estimates":
             tops = [step for _, step in self.estimates()]
         else:
-            plans: list[Plan | None] = [None, *recipes.study(self.profile, name)]
+            plans: list[Plan | None] = [None, *self.plans(name)]
             tops = [self.scores(p, g) for p, g in itertools.product(plans, groups(name))]
-            tops += [self.log(plan) for plan in plans if plan and plan.alpha is None]
+            tops += [self.log(plan) for plan in plans if plan and self.trains(plan)]
+            if name == "frontier":  # whose learning rates the selection chooses
+                tops = [*self.study("selection"), *tops]
             if name == "temperature":  # and the samples themselves, with the base's entropy along them
                 for make, t in itertools.product((self.samples, self.entropy), self.profile.temperatures):
                     tops.append(make("context_free", temperature=t))

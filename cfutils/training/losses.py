@@ -1,4 +1,4 @@
-"""What is minimised and what is measured: NLL, forward KL, L2, entropy, all in fp32.
+"""What is minimised and what is measured: NLL, forward KL, entropy, all in fp32.
 
 Rows are logits at the positions that predict a token which carries loss, and no others. In training only some of
 them exist at a time (`in_chunks`), so that memory does not grow with vocabulary x length.
@@ -6,7 +6,7 @@ them exist at a time (`in_chunks`), so that memory does not grow with vocabulary
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -41,16 +41,6 @@ def kl(log_base: Tensor, log_tuned: Tensor) -> Tensor:
 def entropy(log_p: Tensor) -> Tensor:
     """-sum_v p(v) log p(v) of each row of log-probabilities, (n, vocabulary), in nats. Returns (n,)."""
     return -(log_p.exp() * log_p).sum(-1)
-
-
-def l2(parameters: Iterable[Tensor], reference: Iterable[Tensor]) -> Tensor:
-    """sum_i (theta_i - theta_0i)^2 over all parameters, not divided by their number.
-
-    (FLOW's released code divides by the number of parameters; its lambda is larger by that factor.)
-    """
-    return torch.stack(
-        [(p - r).float().square().sum() for p, r in zip(parameters, reference, strict=True)]
-    ).sum()
 
 
 def in_chunks(

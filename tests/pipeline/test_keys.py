@@ -20,7 +20,8 @@ STUDIES = (*recipes.STUDIES, "samples", "mixture", "estimates")
 CHANGES = {
     "base": "asset:smollm2", "start_token": "<|end|>", "chat_template": True, "dtype": "bfloat16",
     "autocast": True, "trust_remote_code": True, "engine": "vllm", "temperature": 0.9, "target": "descend",
-    "recipe_lr": {"cfs": 1e-4}, "gradient_checkpointing": True, "replay_weight": 0.7,
+    "recipe_lr": {"cfs": 1e-4}, "strengths": {"l2": 0.5}, "lr_factors": [0.3],
+    "selection_seeds": [8], "gradient_checkpointing": True, "replay_weight": 0.7,
     "benchmarks": "hub", "retained": ["job"], "num_fewshot": {"gsm8k": 5}, "recipes": ["ft"],
     "seeds": [7], "alphas": [0.9], "lrs": [1e-4], "temperatures": [0.9], "ratios": [0.9],
     "replay_weights": [0.9], "ablation_recipes": ["pretraining"], "ablation_seeds": [7],
@@ -36,12 +37,18 @@ def keys(profile: Profile) -> set[str]:
 
 @pytest.fixture(scope="module")
 def everything() -> Profile:
-    """The default profile with every recipe, so that every parameter is used."""
-    return load("tiny", recipes=[*recipes.RECIPES])
+    """The default profile with every recipe, so that every parameter is used; one seed and rate are enough."""
+    return load("tiny", recipes=[*recipes.RECIPES], seeds=[0], lr_factors=[1.0])
+
+
+@pytest.fixture(scope="module")
+def own(everything) -> set[str]:
+    """Its keys."""
+    return keys(everything)
 
 
 @pytest.mark.parametrize("name", [f.name for f in dataclasses.fields(Profile)])
-def test_a_field_decides_keys_or_is_stated_not_to(name, everything):
+def test_a_field_decides_keys_or_is_stated_not_to(name, everything, own):
     old = getattr(everything, name)
     new = CHANGES[name] if name in CHANGES else (old or 1) * 0.5 if isinstance(old, float) else old + 1
     if name == "revision":  # of a base on the hub alone
@@ -51,7 +58,7 @@ def test_a_field_decides_keys_or_is_stated_not_to(name, everything):
     if name == "base":
         everything = dataclasses.replace(everything, recipes=("ft",), ablation_recipes=("cfs",))
     changed = dataclasses.replace(everything, **{name: new})
-    decides = keys(changed) != keys(everything)
+    decides = keys(changed) != (own if name not in ("revision", "base") else keys(everything))
     assert decides == (name not in ABOUT | EXECUTION)
 
 

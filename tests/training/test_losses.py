@@ -75,15 +75,6 @@ def test_entropy():
     torch.testing.assert_close(sure, torch.zeros(1))
 
 
-def test_l2_is_a_sum_not_a_mean():
-    """(1-0)^2 + (2-0)^2 + (3-1)^2 + (0-1)^2 = 1 + 4 + 4 + 1 = 10, whatever the shapes."""
-    theta = [torch.tensor([1.0, 2.0]), torch.tensor([[3.0], [0.0]])]
-    zero = [torch.tensor([0.0, 0.0]), torch.tensor([[1.0], [1.0]])]
-    assert losses.l2(theta, zero).item() == 10
-    with pytest.raises(ValueError):
-        losses.l2(theta, zero[:1])
-
-
 # ---- in chunks
 
 

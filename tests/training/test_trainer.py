@@ -19,8 +19,8 @@ from cfutils.data.sequences import Sequence
 from cfutils.errors import UserError
 from cfutils.models import loading, precision, tokenizers
 from cfutils.models.base_states import BaseStates
-from cfutils.profiles import Execution
-from cfutils.training import losses, trainer
+from cfutils.profiles import Execution, Profile
+from cfutils.training import afterwards, penalties, trainer
 from cfutils.training.trainer import Tuning
 
 
@@ -38,17 +38,16 @@ POOL = random_sequences(20, seed=2)
 RATIO, RANK = 0.3, 4
 
 
+PROFILE = Profile(
+    name="x", about="x", base="x", lr=1e-3, batch_size=2, autocast=False, ratio=RATIO,
+    strengths={"lora": RANK, "lora_mlp": RANK, "stm": 300.0},
+)  # fmt: skip
+
+
 def tuning_of(recipe="ft", **changes):
     """Settings of a recipe at a tiny size; `changes` replace some of them."""
-    row = recipes.get(recipe)
-    settings = {
-        "seed": 0, "lr": 1e-3, "epochs": 1, "batch_size": 2, "warmup": 0.1, "weight_decay": 0.0, "clip": 1.0,
-        "dtype": "float32", "autocast": False, "ratio": RATIO if row.replay else None,
-        "replay_weight": RATIO / (1 - RATIO) if row.replay else None, "replay_loss": row.replay_loss,
-        "train": row.train, "l2_weight": 1e-2 if row.l2 else None,
-        "lora_rank": RANK if row.train == "lora" else None,
-    }  # fmt: skip
-    return Tuning(**{**settings, **changes})
+    plan = recipes.plan(PROFILE, recipe, seed=0)
+    return Tuning(**{**recipes.tuning(PROFILE, plan), **changes})
 
 
 EXECUTION = Execution(
@@ -189,7 +188,7 @@ def test_the_gradient_of_kl_at_the_base_is_zero(tiny_base):
     """Replay alone: zero for the KL, on every sample; not for the NLL."""
     for recipe in ("cf_kl", "cfs"):
         loop = loop_of(tiny_base, tuning_of(recipe, clip=1e9), TARGET, POOL)
-        _, value = loop._backward([], POOL[:4])
+        _, value, _ = loop._backward([], POOL[:4])
         steepest = max(p.grad.abs().max().item() for p in loop.trained)
         if recipe == "cf_kl":
             assert abs(value) < 1e-4 and steepest < 1e-4
@@ -235,7 +234,7 @@ def test_both_terms_of_a_step_by_hand(tiny_base):
         (q[s.first - 1 : -1].exp() * (q - p)[s.first - 1 : -1]).sum().item()
         for s, p, q in zip(POOL[:3], tuned_log_p[2:], log_p[2:], strict=True)
     )
-    assert loop._backward(TARGET[:2], POOL[:3]) == pytest.approx((nll, kl), rel=1e-4)
+    assert loop._backward(TARGET[:2], POOL[:3])[:2] == pytest.approx((nll, kl), rel=1e-4)
 
 
 def test_activations_computed_again_give_the_same_result(tuned):
@@ -373,7 +372,7 @@ def test_interpolation_by_hand(alpha, expected):
     """(1 - alpha) (1, -2) + alpha (3, 2) = (1 + 2 alpha, -2 + 4 alpha)."""
     base, other = torch.nn.Linear(2, 1, bias=False), torch.nn.Linear(2, 1, bias=False)
     base.weight.data, other.weight.data = torch.tensor([[1.0, -2.0]]), torch.tensor([[3.0, 2.0]])
-    trainer.interpolate(base, other, alpha=alpha)
+    afterwards.interpolate(base, other, alpha=alpha)
     assert base.weight.tolist() == [expected]
     assert other.weight.tolist() == [[3.0, 2.0]]
 
@@ -382,7 +381,7 @@ def test_averaged_weights_lie_between(tuned, tiny_base, base_weights, tmp_path):
     work, out = tmp_path / "ft", tmp_path / "mean"
     out.mkdir()
     weights = tuned("ft", work=work)[2]
-    trainer.average(out, tiny_base, work, alpha=0.25, dtype="float32")
+    afterwards.average(out, tiny_base, work, alpha=0.25, dtype="float32")
     found = load_file(out / "model.safetensors")
     for k in weights:
         expected = 0.75 * base_weights[k] + 0.25 * weights[k]
@@ -397,5 +396,5 @@ def test_l2_of_the_loop_is_the_stated_sum(tiny_base):
         for p in loop.trained:
             p.add_(0.01)
     n = sum(p.numel() for p in loop.trained)
-    assert losses.l2(loop.trained, loop.reference).item() == pytest.approx(n * 1e-4, rel=1e-3)
+    assert penalties.l2(loop.trained, loop.reference).item() == pytest.approx(n * 1e-4, rel=1e-3)
     assert loop._step(0)["penalty"] == pytest.approx(n * 1e-4, rel=1e-3)

@@ -37,8 +37,10 @@ from cfutils.recipes import RECIPES
 _HUES = ("#D55E00", "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#CC79A7", "#7A7A7A", "#882255",
          "#999933")  # fmt: skip
 SERIES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7")  # for what is not a recipe
+_SHAPES = "oDs^vPXhp"
 COLOURS = {"base": "#000000", **dict(zip(list(RECIPES), cycle(_HUES)))}
-MARKERS = {"base": "*", **dict(zip(list(RECIPES), cycle("oDs^vPXhp")))}
+# another shape each time that the colours begin again: no two recipes share both
+MARKERS = {"base": "*", **{name: _SHAPES[(i + i // 9) % 9] for i, name in enumerate(RECIPES)}}
 LABELS = {
     "base": "Base",
     **{name: recipe.label for name, recipe in RECIPES.items()},
@@ -54,9 +56,11 @@ LABELS = {
     "prose": "prose", "stories": "stories", "target_inputs": "target inputs",
     "temperature": "generation temperature", "ratio": "share of replay tokens in the mix",
     "replay_weight": "weight of the replay loss, λ", "lr": "learning rate", "alpha": "α",
+    "strength": "strength",
 }  # fmt: skip
 UNITS = {"nll": "nats per token", "kl": "nats per token", "margin": "nats"}
-_SHORT = {"temperature": "T", "ratio": "ratio", "replay_weight": "λ", "lr": "lr", "alpha": "α"}
+_SHORT = {"temperature": "T", "ratio": "ratio", "replay_weight": "λ", "lr": "lr", "alpha": "α",
+          "strength": "s"}  # fmt: skip
 MONO = "DejaVu Sans Mono"
 SIDE = 0.2  # margin of a page of text, inches
 MONO_ADVANCE = 0.602  # width of one character in units of the font size
@@ -77,11 +81,13 @@ def style() -> None:
 
 def label(name: str) -> str:
     """Return the display name of a recipe, task, metric or setting; the name itself if unknown."""
+    if name in RECIPES:  # also one that was registered later
+        return RECIPES[name].label
     return LABELS.get(name, name)
 
 
 def colour(recipe: str) -> str:
-    """Return a recipe's colour; grey for one that is not in `recipes.RECIPES`."""
+    """Return a recipe's colour; grey for one that is not in the table that ships."""
     return COLOURS.get(recipe, "#444444")
 
 

@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
 SEED_BLOCK = 1_000_000
 """Seeds reserved for one set of samples; set number n begins at n * SEED_BLOCK."""
-SETS = {"replay": 1, "probe": 2, "contextual": 3, "estimate": 4, "reference": 5}
+SETS = {
+    "replay": 1, "probe": 2, "contextual": 3, "estimate": 4, "reference": 5, "template_prefix": 6,
+    "recovery": 7, "rewritten": 8,
+}  # fmt: skip
 """Numbers of the sets: their seeds are disjoint, so no probe is also a sample that replay may contain."""
 
 

@@ -5,15 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cfutils.data import corpus, prose, sequences, targets
+from cfutils.data import corpus, prose, rewriting, sequences, targets
 from cfutils.data.sequences import Sequence
 from cfutils.data.splits import is_heldout
 from cfutils.data.targets import Example
 from cfutils.digests import canonical
+from cfutils.errors import UserError
 from cfutils.models import tokenizers
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from cfutils.pipeline.session import Session
+
+MARK = "\u27e8content\u27e9"
+"""Stands in a chat template where a turn's content will be."""
 
 
 class Inputs:
@@ -29,14 +35,17 @@ class Inputs:
         """Id of the start token."""
         return tokenizers.start_token(self.tokenizer, self.params["start_token"])
 
-    def split(self, *, n_heldout: int = 0) -> tuple[list[Example], list[Example], int]:
-        """Return train items, held-out items, and how many were left out for being too long."""
+    def split(
+        self, *, n_heldout: int = 0, n_validation: int = 0
+    ) -> tuple[list[Example], list[Example], int]:
+        """Return train items (and validation items behind them), held-out items, and how many were too long."""
         target, name = self.params["target"], self.params["target_name"]
+        n_train = target["n_train"] + n_validation
         return self._session.split(
-            canonical([str(self._base), name, target, n_heldout]),
+            canonical([str(self._base), name, target, n_train, n_heldout]),
             lambda: targets.split(
                 name, lambda example: len(self.encode(example).ids), max_length=target["max_length"],
-                n_train=target["n_train"], n_heldout=n_heldout,
+                n_train=n_train, n_heldout=n_heldout,
             ),
         )  # fmt: skip
 
@@ -52,6 +61,39 @@ class Inputs:
             tuple(sequences.prompt_ids(self.tokenizer, e.prompt, chat_template=template))
             for e in (train[i % len(train)] for i in range(n))
         ]
+
+    def user_header(self) -> tuple[tuple[int, ...], bool]:
+        """Return the chat template's tokens up to the content of a user turn, and whether EOS ends that turn.
+
+        Raises `UserError` for a tokenizer without a chat template.
+        """
+        if not self.tokenizer.chat_template:
+            raise UserError(
+                "the base's tokenizer has no chat template, so there is no header of a user turn to sample from: "
+                "leave recipes with template_prefix samples out of recipes"
+            )
+        turns = [{"role": "user", "content": MARK}, {"role": "assistant", "content": MARK}]
+        text = self.tokenizer.apply_chat_template(turns, tokenize=False)
+        head, between, *_ = text.split(MARK)
+        ids = self.tokenizer(head, add_special_tokens=False)["input_ids"]
+        ended = self.tokenizer(between, add_special_tokens=False)["input_ids"]
+        return tuple(ids) or (self.start,), self.tokenizer.eos_token_id in ended
+
+    def rewrite_prompts(self) -> list[tuple[int, ...]]:
+        """Return the prompt of each train item that asks the base for an answer of its own."""
+        template = bool(self.tokenizer.chat_template)
+        return [
+            tuple(sequences.prompt_ids(self.tokenizer, rewriting.request(e), chat_template=template))
+            for e in self.split()[0]
+        ]
+
+    def rewritten(self, train: list[Example], samples: pd.DataFrame) -> list[Example]:
+        """Return train items with the base's own answers where these are good and not too long."""
+        limit, found = self.params["target"]["max_length"], []
+        for example, row in zip(train, samples.itertuples(), strict=True):
+            new = rewriting.chosen(example, row.text, ended=row.finish_reason == "stop")
+            found.append(new if len(self.encode(new).ids) <= limit else example)
+        return found
 
     def documents(self, n: int) -> list[Sequence]:
         """Return the first documents of the tiny base's own pretraining."""

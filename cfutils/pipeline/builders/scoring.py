@@ -43,6 +43,27 @@ def target(work: Path, needs: Needs, params: dict[str, Any], session: Session) -
     return {"precision": params["dtype"]}
 
 
+def validation(work: Path, needs: Needs, params: dict[str, Any], session: Session) -> dict[str, Any]:
+    """Score the target on items that are neither trained on nor scored otherwise: those after the train items.
+
+    A target whose task has items of its own is scored by NLL alone: those items are the ones that are scored.
+    """
+    from cfutils.data import targets
+    from cfutils.evaluation import scores
+    from cfutils.pipeline.builders.inputs import Inputs
+
+    folder, name = needs["model"].model_folder, params["target_name"]
+    inputs = Inputs(needs["base"].model_folder, session, params)
+    examples = inputs.split(n_validation=params["n_validation"])[0][params["target"]["n_train"] :]
+    scores.target(
+        work, session.model(folder, params["dtype"]), folder, name, examples,
+        [inputs.encode(example) for example in examples], n_generate=params["n_generate"],
+        max_new_tokens=params["max_new_tokens"], chat_template=params["target"]["chat_template"],
+        execution=session.execution, group="validation", own_task=targets.target(name).local,
+    )  # fmt: skip
+    return {"precision": params["dtype"]}
+
+
 def probe(work: Path, needs: Needs, params: dict[str, Any], session: Session) -> dict[str, Any]:
     """Measure NLL and KL(base || tuned) on the probes."""
     from cfutils.data import sequences
@@ -87,5 +108,6 @@ def estimate(work: Path, needs: Needs, params: dict[str, Any], session: Session)
 
 RETAINED = Builder("retained", version=1, build=retained)
 TARGET = Builder("target", version=1, build=target)
+VALIDATION = Builder("validation", version=1, build=validation)
 PROBE = Builder("probe", version=1, build=probe)
 ESTIMATE = Builder("estimate", version=1, build=estimate)

@@ -1,0 +1,256 @@
+"""The training loop: target NLL plus lambda times a replay term, plus a penalty.
+
+One explicit loop, both terms logged apart, deterministic for a seed, checkpointed, ready for accelerate.
+Each optimiser step i minimises
+
+    L_i = (1/n_F) sum_target (w NLL + c KL(base || tuned))  +  lambda (1/n_S) sum_replay R  +  penalty
+
+with R the NLL or KL(base || tuned) of each replay token, w the token's weight (1, or `weighting`), the penalty
+l2_weight sum (theta - theta_0)^2 or ewc_weight/2 sum F (theta - theta_0)^2, and n_F, n_S the *mean* numbers of
+supervised target and replay tokens per step. The constants make the epoch's sum exact however replay falls into
+steps: with lambda = ratio / (1 - ratio) every token of the mix counts alike, as in plain mixing.
+
+Target and replay go through the model in rows without padding, as many tokens at a time as the execution
+settings allow, and only some rows of logits exist at a time. For the KL the base runs once: its last hidden
+states on the sequences are kept in a file (`base_states`), and one matrix product turns them into logits.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from contextlib import nullcontext
+from pathlib import Path
+
+import pandas as pd
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor
+
+from cfutils.data import mixing
+from cfutils.data.mixing import Mix
+from cfutils.data.sequences import Sequence
+from cfutils.errors import UserError
+from cfutils.events import say
+from cfutils.models import packing
+from cfutils.models.base_states import BaseStates
+from cfutils.models.lm_head import Head
+from cfutils.models.packing import Documents
+from cfutils.profiles import Execution
+from cfutils.training import checkpoints, losses, penalties, schedule, weighting
+from cfutils.training.settings import Tuning
+
+BETAS = (0.9, 0.95)
+"""Decay rates of AdamW's moments."""
+
+
+class Student(torch.nn.Module):
+    """A model that maps documents to the states that predict supervised tokens."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, found: Documents) -> Tensor:
+        """Return (n, width)."""
+        return packing.last_hidden(self.model, found.packed)[found.rows]
+
+
+class Loop:
+    """Optimiser, schedule and steps of one run; its state is (weights, moments, step, log)."""
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        base_states: BaseStates | None,
+        mixed: Mix,
+        *,
+        tuning: Tuning,
+        execution: Execution,
+        autocast: bool = False,
+        label: str = "",
+        fixed: dict[Sequence, Tensor] | None = None,
+        fisher: list[Tensor] | None = None,
+    ) -> None:
+        """Set up the run.
+
+        `base_states`, frozen, are needed where there is a KL; `fixed` weights of each target sequence's tokens for a
+        weighting of `weighting.FIXED`; `fisher`, one tensor for each parameter that is trained, for EWC.
+        """
+        self.tuning, self.execution, self.label = tuning, execution, label
+        self.mixed, self.base_states, self.fixed, self.fisher = mixed, base_states, fixed, fisher
+        AcceleratorState._reset_state()  # a run before this one may have had another precision
+        self.accelerator = Accelerator(mixed_precision="bf16" if autocast else "no")
+        self.steps = mixing.schedule(
+            mixed, batch_size=tuning.batch_size, epochs=tuning.epochs, seed=tuning.seed
+        )
+        self.trained = [p for p in model.parameters() if p.requires_grad]
+        self.reference: list[Tensor] = []
+        if tuning.l2_weight is not None or tuning.ewc_weight is not None:
+            self.reference = [p.detach().clone() for p in self.trained]
+        if execution.gradient_checkpointing:
+            model.gradient_checkpointing_enable()
+        optimizer = torch.optim.AdamW(
+            self.trained, lr=tuning.lr, betas=BETAS, weight_decay=tuning.weight_decay, fused=True
+        )
+        student = Student(model).train()
+        self.student, self.optimizer = self.accelerator.prepare(student, optimizer)
+        self.head = Head(model)
+        per_step = len(self.steps) / tuning.epochs
+        self.n_target = mixed.target_tokens / per_step
+        self.n_replay = mixed.replay_tokens / per_step or 1.0
+        self.typical = math.nan
+        """The median of the mean NLLs of the step's target items, where a weighting needs it."""
+
+    def learning_rate(self, step: int) -> float:
+        """Return the learning rate of a step."""
+        total = len(self.steps)
+        warm = max(1, round(self.tuning.warmup * total))
+        return schedule.learning_rate(step, peak=self.tuning.lr, warm=warm, total=total)
+
+    def run(self, checkpoint: Path) -> pd.DataFrame:
+        """Go from the checkpoint, if there is one, to the end; return the log."""
+        done, log = checkpoints.restore(checkpoint, self.trained, self.optimizer)
+        if done:
+            say(f"  resume at step {done}")
+        start = time.monotonic() - (log[-1]["seconds"] if log else 0.0)
+        saved = reported = time.monotonic()
+        for step in range(done, len(self.steps)):
+            log.append({"step": step, **self._step(step), "seconds": time.monotonic() - start})
+            now = time.monotonic()
+            if now - reported > 20 or step + 1 == len(self.steps):
+                reported = now
+                row = log[-1]
+                shown = [
+                    f"{name} {row[f'{name}_loss']:.3f}"
+                    for name in ("target", "replay")
+                    if not math.isnan(row[f"{name}_loss"])
+                ]
+                say(f"  step {step + 1}/{len(self.steps)} {' '.join(shown)}")
+            if now - saved > 60 * self.execution.checkpoint_minutes and step + 1 < len(self.steps):
+                checkpoints.save(checkpoint, self.trained, self.optimizer, step=step + 1, log=log)
+                say(f"  checkpoint at step {step + 1}")
+                saved = time.monotonic()
+        return pd.DataFrame(log)
+
+    def _step(self, step: int) -> dict[str, float]:
+        targets, replays = self.steps[step]
+        targets = targets if self.tuning.target else []
+        lr = self.learning_rate(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        if self.tuning.weighting == "talr":
+            self.typical = self._typical_loss(targets)
+        target_sum, replay_sum, kl_sum = self._backward(targets, replays)
+        n_target = sum(s.supervised for s in targets)
+        n_replay = sum(s.supervised for s in replays)
+        penalty = kl_sum / n_target if self.tuning.target_kl is not None else self._penalty()
+        norm = self.accelerator.clip_grad_norm_(self.trained, self.tuning.clip)
+        row = {
+            "epoch": step * self.tuning.epochs // len(self.steps),
+            "lr": lr,
+            "target_loss": target_sum / n_target if n_target else math.nan,
+            "replay_loss": replay_sum / n_replay if n_replay else math.nan,
+            "penalty": penalty,
+            "grad_norm": float(norm),
+            "target_tokens": n_target,
+            "replay_tokens": n_replay,
+        }
+        if not math.isfinite(target_sum + replay_sum) or not math.isfinite(row["grad_norm"]):
+            raise UserError(
+                f"loss is not finite at step {step} of {self.label} (target loss {row['target_loss']}, replay "
+                f"loss {row['replay_loss']}, gradient norm {row['grad_norm']}). Lower lr, or the weight of "
+                "the replay or penalty term."
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return row
+
+    def _penalty(self) -> float:
+        """Add the gradient of the penalty on the weights; return it before its weight (NaN without one)."""
+        if self.tuning.l2_weight is not None:
+            weight, loss = self.tuning.l2_weight, penalties.l2(self.trained, self.reference)
+        elif self.tuning.ewc_weight is not None:
+            weight, loss = self.tuning.ewc_weight, penalties.ewc(self.trained, self.reference, self.fisher)
+        else:
+            return math.nan
+        self.accelerator.backward(weight * loss)
+        return loss.item()
+
+    @torch.no_grad()
+    def _typical_loss(self, targets: list[Sequence]) -> float:
+        """Return the median of the items' mean NLLs: one more forward pass, for their weights need it first."""
+        with self.accelerator.autocast():
+            model = self.accelerator.unwrap_model(self.student).model
+            nll = weighting.token_nlls(model, targets, limit=self.execution.pass_tokens)
+        return weighting.typical_loss(nll)
+
+    def _backward(self, targets: list[Sequence], replays: list[Sequence]) -> tuple[float, float, float]:
+        """Add the gradient of both terms over a step's sequences.
+
+        Returns sums over tokens: target NLL, replay term, KL at the target's tokens.
+        """
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        mine = [(s, False) for s in targets[rank::world]] + [(s, True) for s in replays[rank::world]]
+        lengths = [len(s.ids) for s, _ in mine]
+        groups = list(packing.by_length(lengths, limit=max(1, self.execution.pass_tokens // 2)))
+        sums = torch.zeros(3)
+        for number, places in enumerate(groups):
+            last = number + 1 == len(groups)
+            with nullcontext() if last else self.accelerator.no_sync(self.student):
+                batch = sorted((mine[i] for i in places), key=lambda one: (one[1], len(one[0].ids)))
+                loss, parts = self._loss(batch)  # target first
+                self.accelerator.backward(loss * world)  # processes average their gradients
+            sums += parts
+        return tuple(self.accelerator.reduce(sums, "sum").tolist())
+
+    def _loss(self, batch: list[tuple[Sequence, bool]]) -> tuple[Tensor, Tensor]:
+        """Return the weighted loss of one pass, and the sums of target NLL, replay term and KL on the target."""
+        targets = [s for s, replayed in batch if not replayed]
+        replays = [s for s, replayed in batch if replayed]
+        found = packing.documents([s for s, _ in batch], self.accelerator.device)
+        first = len(found.rows) - sum(s.supervised for s in replays)
+        scale = torch.full((len(found.rows),), 1 / self.n_target, device=found.rows.device)
+        if replays:
+            scale[first:] = self.tuning.replay_weight / self.n_replay
+        states = [
+            self.base_states.hidden(some) if wanted and some else None
+            for some, wanted in (
+                (targets, self.tuning.target_kl is not None), (replays, self.tuning.replay_loss == "kl")
+            )
+        ]  # fmt: skip
+        weights = torch.cat([self.fixed[s] for s in targets]) if self.fixed and targets else None
+        nlls, kls = scale.new_zeros(len(scale)), scale.new_zeros(len(scale))
+
+        def kl(logits: Tensor, base: Tensor, begin: int) -> Tensor:
+            with torch.no_grad():
+                base_logits = self.base_states.head(base[begin:][: len(logits)])
+            return losses.token_kl(base_logits, logits)
+
+        def term(logits: Tensor, rows: slice) -> Tensor:
+            nll = losses.token_nll(logits, found.targets[rows])
+            nlls[rows] = nll.detach()
+            n = max(0, min(len(logits), first - rows.start))  # rows of the target
+            own, replayed = nll[:n], nll[n:]
+            if n and self.tuning.weighting:
+                own = own * self._weights(logits[:n].detach(), own.detach(), weights, rows.start)
+            if n and states[0] is not None:
+                apart = kl(logits[:n], states[0], rows.start)
+                kls[rows.start : rows.start + n] = apart.detach()
+                own = own + self.tuning.target_kl * apart
+            if n < len(logits) and states[1] is not None:
+                replayed = kl(logits[n:], states[1], rows.start + n - first)
+            return torch.cat([own, replayed])
+
+        hidden = self.student(found)
+        with self.accelerator.autocast():
+            loss, values = losses.in_chunks(self.head, hidden, scale, term)
+        return loss, torch.stack([nlls[:first].sum(), values[first:].sum(), kls.sum()]).cpu()
+
+    def _weights(self, logits: Tensor, nll: Tensor, fixed: Tensor | None, begin: int) -> Tensor:
+        """Return the weights of some rows of the target, from row `begin` of the pass on."""
+        if fixed is not None:
+            return fixed[begin : begin + len(nll)].to(nll.device)
+        current = weighting.CURRENT[self.tuning.weighting]
+        return current(logits, nll, self.tuning.weighting_strength, self.typical)
