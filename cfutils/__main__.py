@@ -17,7 +17,8 @@ from collections.abc import Sequence
 from cfutils import __version__, profiles, recipes
 from cfutils.data import benchmarks, targets
 from cfutils.errors import UserError, invalid_value
-from cfutils.runner import batch
+from cfutils.runner import batch, plan
+from cfutils.runner.jobs import prepare
 from cfutils.runner.terminal import duration, indent, table
 
 RUN_HELP = f"""examples:
@@ -127,7 +128,9 @@ def parser() -> argparse.ArgumentParser:
         "compare takes a profile (its shipped results), a folder of results, or `here` (this machine's).",
     )
     sub.add_argument("action", choices=("export", "compare"))
-    sub.add_argument("name", nargs="+", metavar="NAME", help="export: a profile; compare: two of them")
+    sub.add_argument(
+        "name", nargs="+", metavar="NAME", help="export: a profile; compare: two of them"
+    )
 
     sub = command(
         "assets",
@@ -170,7 +173,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        print(f"cfutils: error: {error.filename or 'system'}: {error.strerror or error}", file=sys.stderr)
+        print(
+            f"cfutils: error: {error.filename or 'system'}: {error.strerror or error}",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
         print("cfutils: interrupted", file=sys.stderr)
@@ -184,7 +190,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.dry_run:
         if options.rebuild or kinds:
             raise UserError("--dry-run shows what is there; leave out --rebuild")
-        return batch.dry_run(options.profile, options.notebook, options.parameter)
+        return plan.dry_run(options.profile, options.notebook, options.parameter)
     return batch.run(
         options.profile, options.notebook, options.parameter, rebuild=options.rebuild,
         rebuild_changed=kinds,
@@ -221,9 +227,7 @@ def _notebooks() -> str:
             for word, text in (("takes", notebook.takes), ("makes", notebook.makes))
             if text
         ]
-        blocks.append(
-            "\n".join(lines) + ("\n" + indent(table((), rows)) if rows else "")
-        )
+        blocks.append("\n".join(lines) + ("\n" + indent(table((), rows)) if rows else ""))
     return "\n".join(blocks)
 
 
@@ -246,11 +250,11 @@ def _tasks() -> str:
 
 
 def _status(options: argparse.Namespace) -> int:
-    jobs = batch.prepare(options.profile, (), ())
+    jobs = prepare(options.profile, (), ())
     studies = dict.fromkeys(study for job in jobs for study in job.notebook.studies)
-    rows = batch.plan(profiles.load(options.profile), studies)
+    rows = plan.plan(profiles.load(options.profile), studies)
     shown = [row for row in rows if row["changes"]] if options.changed else rows
-    print(table((), [batch.step_row(row) for row in shown]))
+    print(table((), [plan.step_row(row) for row in shown]))
     states = Counter(row["state"] for row in rows)
     took = duration(sum(row["seconds"] or 0 for row in rows))
     changed = sum(bool(row["changes"]) for row in rows)
@@ -264,12 +268,18 @@ def _results(options: argparse.Namespace) -> int:
 
     wanted = {"export": 1, "compare": 2}[options.action]
     if len(options.name) != wanted:
-        raise UserError(f"`cfutils results {options.action}` takes {wanted} name{'s'[: wanted - 1]}")
+        raise UserError(
+            f"`cfutils results {options.action}` takes {wanted} name{'s'[: wanted - 1]}"
+        )
     if options.action == "export":
         print(results.export(*options.name))
         return 0
     found = results.compare(*options.name)
-    print(table(list(found), [[_cell(value) for value in row] for row in found.itertuples(index=False)]))
+    print(
+        table(
+            list(found), [[_cell(value) for value in row] for row in found.itertuples(index=False)]
+        )
+    )
     return int((found["agreement"] == "differ").any())
 
 

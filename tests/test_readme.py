@@ -11,7 +11,7 @@ import pytest
 
 from cfutils import paths
 from cfutils.__main__ import parser
-from cfutils.runner import batch
+from cfutils.runner.jobs import prepare
 
 README = (paths.root() / "README.md").read_text(encoding="utf-8")
 COMMANDS = [
@@ -36,7 +36,7 @@ SCRIPT = _script()
 def test_every_command_is_accepted(command):
     options = parser().parse_args(command)
     if command[0] == "run":
-        assert batch.prepare(options.profile, options.notebook, options.parameter)
+        assert prepare(options.profile, options.notebook, options.parameter)
 
 
 def test_there_are_commands():

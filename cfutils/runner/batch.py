@@ -16,25 +16,26 @@ from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from filelock import FileLock, Timeout
 
-from cfutils import paths, profiles
+from cfutils import paths
 from cfutils.data import assets
-from cfutils.errors import UserError, invalid_value
+from cfutils.errors import UserError
 from cfutils.events import say
 from cfutils.pipeline.results import Shipped
-from cfutils.pipeline.steps import Steps, all_steps
-from cfutils.pipeline.store import Rebuild, Step, Store
+from cfutils.pipeline.steps import Steps
+from cfutils.pipeline.store import Rebuild, Step
 from cfutils.runner import fresh
-from cfutils.runner import notebook as sources
 from cfutils.runner.ahead import Ahead
-from cfutils.runner.notebook import Notebook
-from cfutils.runner.terminal import Terminal, duration, indent, table
+from cfutils.runner.jobs import Job, prepare, store_of
+from cfutils.runner.terminal import Terminal, duration, table
 
 GOOD, UNCHANGED, FAILED = "good", "unchanged", "failed"
 SKIPPED, INTERRUPTED, NOT_RUN = "skipped", "interrupted", "not run"
+
+
 @dataclass
 class Result:
     """What became of one notebook: a line of the summary."""
@@ -83,47 +84,6 @@ class Result:
         self.figures = list(dict.fromkeys(Path(path).stem for path in note["files"]))
 
 
-class Job(NamedTuple):
-    """One notebook with the parameters that it is to run with."""
-
-    notebook: Notebook
-    parameters: dict[str, Any]
-    """What papermill injects: what was given, and the profile."""
-    profile: profiles.Profile
-    """The profile as this notebook's Lab will see it."""
-
-
-def prepare(profile: str, names: Iterable[str], given: Iterable[str]) -> list[Job]:
-    """Check everything that was asked for; raises `UserError` for anything that cannot run.
-
-    A notebook about one base is left out of a whole run of another, and refused if it was named.
-    """
-    names = tuple(names)
-    profiles.load(
-        profile
-    )  # first, so that a misspelt profile is named and not what follows from it
-    chosen = sources.select(names)
-    arguments = sources.arguments(chosen, given)
-    jobs, lost = [], set()
-    for notebook in chosen:
-        values = arguments[notebook.number]
-        stated = {name: p.default for name, p in notebook.parameters.items()} | values
-        loaded = profiles.load(
-            profile, **{k: v for k, v in stated.items() if k in profiles.FIELDS and v is not None}
-        )
-        if notebook.base and loaded.base != notebook.base:
-            if names:
-                raise invalid_value("notebook", notebook.name, f"a profile with base {notebook.base}",
-                          f"it is about no other, and {profile} has {loaded.base}")  # fmt: skip
-            lost |= values.keys()
-            continue
-        parameters = {"profile": profile} if "profile" in notebook.parameters else {}
-        jobs.append(Job(notebook, parameters | values, loaded))
-    for name in sorted(lost - {name for job in jobs for name in job.parameters}):
-        raise UserError(f"-p {name}: no notebook that {profile} runs takes it: it is about another base")
-    return jobs
-
-
 def run(
     profile: str,
     names: Iterable[str] = (),
@@ -154,24 +114,18 @@ def run(
         os.environ.pop("CFUTILS_REBUILD", None)
 
 
-def _store(profile: profiles.Profile) -> Store:
-    return Store(shipped=Shipped.of(profile.name))
-
-
 def _make_ready(jobs: Sequence[Job]) -> list[list[Step]]:
     """Refuse bad bases, targets, tasks and full disks, and fetch data packages, before hours are spent.
 
     Returns the steps that each notebook reads.
     """
-    store = _store(jobs[0].profile)
-    needs, packages = [], {}
-    for job in jobs:
-        steps = Steps(job.profile, store)
-        tops = [step for name in job.notebook.studies for step in steps.study(name)]
+    store = store_of(jobs[0].profile)
+    needs, packages = [job.reads(store) for job in jobs], {}
+    for job, tops in zip(jobs, needs, strict=True):
         if store.missing(tops):
+            steps = Steps(job.profile, store)
             steps.check()
             packages |= dict.fromkeys(steps.assets())
-        needs.append(tops)
     for name in packages:
         assets.folder(name)
     store.check_disk([step for tops in needs for step in tops])
@@ -186,7 +140,7 @@ def _run(jobs: Sequence[Job], needs: list[list[Step]], folder: Path) -> int:
     code = 0
     profile = jobs[0].profile
     side_by_side = profile.workers > 1
-    ahead = Ahead(needs, profile, _store(profile), say) if side_by_side else None
+    ahead = Ahead(needs, profile, store_of(profile), say) if side_by_side else None
     try:
         with ahead or nullcontext():
             for number, (job, result) in enumerate(zip(jobs, results, strict=True)):
@@ -206,7 +160,7 @@ def _run(jobs: Sequence[Job], needs: list[list[Step]], folder: Path) -> int:
     except KeyboardInterrupt:
         code = 130
     seconds = time.monotonic() - clock
-    terminal.line("\n" + summary(results, seconds, _store(profile).shipped))
+    terminal.line("\n" + summary(results, seconds, store_of(profile).shipped))
     _write_json(
         folder / "summary.json",
         {
@@ -222,9 +176,7 @@ def _run(jobs: Sequence[Job], needs: list[list[Step]], folder: Path) -> int:
     return code
 
 
-def _run_one(
-    job: Job, result: Result, folder: Path, terminal: Terminal, built: set[str]
-) -> None:
+def _run_one(job: Job, result: Result, folder: Path, terminal: Terminal, built: set[str]) -> None:
     from cfutils.runner import execute
 
     notebook, clock = job.notebook, time.monotonic()
@@ -278,7 +230,17 @@ def _kernel_env() -> dict[str, str]:
 def summary(results: Iterable[Result], seconds: float, shipped: Shipped | None = None) -> str:
     """Return the table that ends a run."""
     results = list(results)
-    header = ("notebook", "status", "time", "built", "reused", "shipped", "models loaded", "figures", "")
+    header = (
+        "notebook",
+        "status",
+        "time",
+        "built",
+        "reused",
+        "shipped",
+        "models loaded",
+        "figures",
+        "",
+    )
     rows = [
         (r.notebook, r.status, duration(r.seconds), r.built, r.reused, r.shipped, r.models,
          len(r.figures), r.reason)
@@ -295,58 +257,6 @@ def summary(results: Iterable[Result], seconds: float, shipped: Shipped | None =
     good = sum(r.status in (GOOD, UNCHANGED) for r in results)
     lines.append(f"{good} of {len(rows)} good, {duration(seconds)} in all")
     return "\n".join(lines)
-
-
-def dry_run(profile: str, names: Iterable[str] = (), given: Iterable[str] = ()) -> int:
-    """Print what `run` would do: each notebook's parameters, each artifact built, shipped or missing."""
-    seen: dict[str, str] = {}
-    for job in prepare(profile, names, given):
-        notebook, rows = job.notebook, []
-        stated = {n: p.default for n, p in notebook.parameters.items() if p.default is not None}
-        values = ", ".join(f"{k}={v!r}" for k, v in (stated | job.parameters).items())
-        print(f"{notebook.name}: {notebook.title}\n  with {values or 'no parameters'}")
-        for row in plan(job.profile, notebook.studies):
-            if row["key"] not in seen:
-                seen[row["key"]] = row["state"]
-                rows.append(step_row(row))
-        print(indent(table((), rows)) if rows else "  builds nothing that is not listed above")
-        print()
-    missing = sum(state == "missing" for state in seen.values())
-    print(f"{len(seen)} steps: {len(seen) - missing} there, {missing} missing. Nothing was run.")
-    return 0
-
-
-def plan(profile: profiles.Profile, studies: Iterable[str]) -> list[dict[str, Any]]:
-    """Return what these studies need, one row per step, deepest first; nothing is built or loaded.
-
-    Columns: state (built, shipped, missing, or unneeded: it is upstream of shipped results alone), kind,
-    label, key, seconds, changes.
-    """
-    store = _store(profile)
-    steps = Steps(profile, store)
-    steps.check()
-    tops = [step for name in studies for step in steps.study(name)]
-    missing = {step.key for step in store.missing(tops)}
-    rows = []
-    for step in all_steps(tops):
-        artifact = store.find(step)
-        state = "missing" if step.key in missing else "unneeded"
-        if artifact:
-            state = "built" if artifact.path else "shipped"
-        record = artifact.record if artifact else None
-        rows.append({
-            "state": state, "kind": step.kind, "label": step.label, "key": step.key,
-            "seconds": record["seconds"] if record else None,
-            "changes": store.changes(step, record) if record else set(),
-        })  # fmt: skip
-    return rows
-
-
-def step_row(row: dict[str, Any]) -> tuple[str, ...]:
-    """Return one artifact's line: its state, kind, label, key, how long it took, what changed since."""
-    seconds = "" if row["seconds"] is None else duration(row["seconds"])
-    changed = f"other {' and '.join(sorted(row['changes']))}" if row["changes"] else ""
-    return row["state"], row["kind"], row["label"], row["key"], seconds, changed
 
 
 def _write_json(path: Path, value: Any) -> None:

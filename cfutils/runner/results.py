@@ -9,13 +9,13 @@ import pandas as pd
 from cfutils import paths, profiles, recipes
 from cfutils.analysis import agreement
 from cfutils.errors import UserError, invalid_value
-from cfutils.lab import BASE, beside
+from cfutils.lab import BASE, beside, planned
 from cfutils.pipeline import results
 from cfutils.pipeline.results import Shipped
 from cfutils.pipeline.steps import GROUPS, Steps, all_steps
 from cfutils.pipeline.store import Store
 from cfutils.profiles import Profile
-from cfutils.runner import batch
+from cfutils.runner.jobs import prepare, store_of
 from cfutils.runner.terminal import size, table
 
 HERE = "here"
@@ -27,13 +27,10 @@ def export(name: str) -> str:
     Steps that are missing are counted: a long study ships after every finished run. Raises `UserError` if there is
     nothing to ship, or too much.
     """
-    jobs = batch.prepare(name, (), ())
+    jobs = prepare(name, (), ())
     profile = jobs[0].profile
-    store = Store(shipped=Shipped.of(profile.name))
-    tops = {}
-    for job in jobs:
-        steps = Steps(job.profile, store)
-        tops |= {step.key: step for study in job.notebook.studies for step in steps.study(study)}
+    store = store_of(profile)
+    tops = {step.key: step for job in jobs for step in job.reads(store)}
     artifacts = {key: found for key, step in tops.items() if (found := store.find(step))}
     if not artifacts:
         raise UserError(f"nothing of profile {name} is built: `cfutils run {name}` builds it")
@@ -64,7 +61,9 @@ def compare(a: str, b: str) -> pd.DataFrame:
 
 def _profile(side: str) -> Profile:
     if side == HERE:
-        raise invalid_value("results compare", f"{HERE} {HERE}", "one of them a profile or a folder")
+        raise invalid_value(
+            "results compare", f"{HERE} {HERE}", "one of them a profile or a folder"
+        )
     return profiles.load(Path(side).name if Path(side).is_dir() else side)
 
 
@@ -74,17 +73,19 @@ def _store(side: str) -> Store:
     folder = Path(side) if Path(side).is_dir() else paths.results(side)
     shipped = Shipped(folder)
     if not shipped.records:
-        raise invalid_value("results", side, "a profile with shipped results, a folder of them, or here")
+        raise invalid_value(
+            "results", side, "a profile with shipped results, a folder of them, or here"
+        )
     return Store(folder=paths.runs() / "none", shipped=shipped)
 
 
 def _items(profile: Profile, store: Store) -> pd.DataFrame:
     """Items of every score of every study that a store holds."""
     steps, frames = Steps(profile, store), []
-    plans = {plan: None for name in recipes.STUDIES for plan in recipes.study(profile, name)}
+    plans = {plan: None for name in recipes.STUDIES for plan in planned(profile, store, name)[1]}
     for plan in (None, *plans):
         columns = {"profile": profile.name, **(plan.settings() if plan else BASE)}
-        for group in GROUPS:
+        for group in (*GROUPS, "validation"):
             step = steps.scores(plan, group)
             if artifact := store.find(step):
                 run = step.needs["model"].key

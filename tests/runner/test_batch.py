@@ -13,8 +13,9 @@ import pytest
 
 from cfutils import profiles
 from cfutils.errors import UserError
-from cfutils.runner import batch, notebook
+from cfutils.runner import batch, notebook, plan
 from cfutils.runner import terminal as terminals
+from cfutils.runner.jobs import prepare
 
 PROFILE = "about: tiny\nbase: nowhere/none\nratio: 0.25\n"
 PARAMETERS = 'profile: str = "tiny"  # scale\n'
@@ -189,7 +190,7 @@ def test_none_is_only_for_parameters_whose_default_it_is():
 
 
 def test_parameters_go_where_they_are_taken(two):
-    jobs = batch.prepare("tiny", [], ["ratio=0.5", "n_train=3", "label=a=b"])
+    jobs = prepare("tiny", [], ["ratio=0.5", "n_train=3", "label=a=b"])
     assert [job.parameters for job in jobs] == [
         {"profile": "tiny", "ratio": 0.5},
         {"profile": "tiny", "n_train": 3, "label": "a=b"},
@@ -198,7 +199,7 @@ def test_parameters_go_where_they_are_taken(two):
 
 
 def test_defaults_of_a_notebook_count_as_the_profile_that_its_lab_sees(two):
-    assert batch.prepare("tiny", ["02"], [])[0].profile.n_train == 8
+    assert prepare("tiny", ["02"], [])[0].profile.n_train == 8
 
 
 @pytest.mark.parametrize(
@@ -239,23 +240,23 @@ def own(two):
 
 def test_a_notebook_about_one_base_is_left_out_of_a_run_of_another(own):
     assert notebook.notebooks()[0].base == "shipped:tiny"
-    assert [job.notebook.number for job in batch.prepare("tiny", [], [])] == ["01", "02"]
-    assert [job.notebook.number for job in batch.prepare("shipped", [], [])] == ["00", "01", "02"]
+    assert [job.notebook.number for job in prepare("tiny", [], [])] == ["01", "02"]
+    assert [job.notebook.number for job in prepare("shipped", [], [])] == ["00", "01", "02"]
 
 
 def test_a_notebook_about_one_base_is_refused_by_name_for_another(own):
     said = r"notebook = '00_base' .*a profile with base shipped:tiny.*tiny has nowhere/none"
     for names in (["00"], ["01", "00_base"], iter(["00"])):
         with pytest.raises(UserError, match=said):
-            batch.prepare("tiny", names, [])
-    assert [job.notebook.number for job in batch.prepare("shipped", ["00"], [])] == ["00"]
+            prepare("tiny", names, [])
+    assert [job.notebook.number for job in prepare("shipped", ["00"], [])] == ["00"]
 
 
 def test_a_parameter_of_the_notebook_left_out_is_refused(own):
     """It would be taken by nothing that runs."""
-    assert batch.prepare("shipped", [], ["pretrain=true"])[0].parameters["pretrain"] is True
+    assert prepare("shipped", [], ["pretrain=true"])[0].parameters["pretrain"] is True
     with pytest.raises(UserError, match="pretrain"):
-        batch.prepare("tiny", [], ["pretrain=true"])
+        prepare("tiny", [], ["pretrain=true"])
 
 
 # --- plan ----------------------------------------------------------------------------------------
@@ -265,15 +266,15 @@ def test_dry_run_lists_steps_once_and_runs_nothing(two, monkeypatch, capsys):
     write(two, "03_three", "raise RuntimeError", studies=["methods"])
     asked = []
 
-    def plan(profile, studies):
+    def states(profile, studies):
         asked.append((profile.n_train, tuple(studies)))
         row = {"kind": "samples", "label": "T=1", "key": "a1", "state": "built", "seconds": 75.0,
                "changes": {"code"}}  # fmt: skip
         other = {"kind": "tuned", "key": f"{profile.n_train}", "state": "missing", "seconds": None}
         return [row, row | other | {"changes": set()}]
 
-    monkeypatch.setattr(batch, "plan", plan)
-    assert batch.dry_run("tiny", [], ["n_train=64"]) == 0
+    monkeypatch.setattr(plan, "plan", states)
+    assert plan.dry_run("tiny", [], ["n_train=64"]) == 0
     said = capsys.readouterr().out
     assert asked == [(64, ()), (64, ()), (64, ("methods",))]
     assert said.count("samples") == 1 and "1:15" in said and "other code" in said
@@ -436,5 +437,5 @@ def test_table_and_duration():
 
 def test_a_profile_of_your_own_file(two, tmp_path):
     (tmp_path / "mine.yaml").write_text(PROFILE)
-    job = batch.prepare(str(tmp_path / "mine.yaml"), ["01"], [])[0]
+    job = prepare(str(tmp_path / "mine.yaml"), ["01"], [])[0]
     assert isinstance(job.profile, profiles.Profile) and job.profile.name == "mine"

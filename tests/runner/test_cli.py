@@ -14,6 +14,7 @@ import cfutils
 from cfutils import __main__ as cli
 from cfutils.data import assets
 from cfutils.runner import batch
+from cfutils.runner import plan as plans
 
 HERE = Path(cfutils.__file__).resolve().parent.parent
 KEY = "0123456789abcdef0123"
@@ -51,7 +52,7 @@ def plan(monkeypatch):
         {"state": "shipped", "kind": "log", "label": "ft", "key": "cc", "seconds": 2.0, "changes": set()},
         {"state": "missing", "kind": "tuned", "label": "ft", "key": "bb", "seconds": None, "changes": set()},
     ]  # fmt: skip
-    monkeypatch.setattr(batch, "plan", lambda profile, studies: rows)
+    monkeypatch.setattr(plans, "plan", lambda profile, studies: rows)
 
 
 def piece(root: Path, path: str, text: str = "12345") -> Path:

@@ -20,7 +20,8 @@ from cfutils import paths, profiles, recipes
 from cfutils.errors import UserError
 from cfutils.lab import Lab, Study
 from cfutils.profiles import Profile
-from cfutils.runner import batch, notebook
+from cfutils.runner import notebook
+from cfutils.runner.jobs import prepare
 
 SUITE = notebook.notebooks()
 FIELDS = {field.name for field in dataclasses.fields(Profile)}
@@ -97,11 +98,11 @@ def test_the_suite_can_be_prepared():
     assert [one.number for one in SUITE] == ["00", "01", "02", "03", "04", "05", "06"]
     assert {one.number: one.base for one in SUITE if one.base} == {"00": "shipped:tiny"}
     for profile, numbers in (("tiny", SUITE), ("smoke", SUITE[1:]), ("smollm2", SUITE[1:])):
-        jobs = batch.prepare(profile, (), ())
+        jobs = prepare(profile, (), ())
         assert [job.notebook for job in jobs] == numbers
         assert all(job.profile.name == profile for job in jobs)
     with pytest.raises(UserError, match=r"notebook = '00_base_model' .*smoke has asset:smollm2"):
-        batch.prepare("smoke", ("00",), ())
+        prepare("smoke", ("00",), ())
 
 
 @each
@@ -222,5 +223,5 @@ def test_commands_of_the_exercises_would_be_accepted(source):
             assert f"profiles/{profile}.yaml" in text, command  # the exercise says to write it
             continue
         assert rest[0] == "-p", command
-        assert batch.prepare(profile, [number], rest[1:])
+        assert prepare(profile, [number], rest[1:])
     assert sum(command.startswith(profiles.DEFAULT) for command in commands) >= 2

@@ -12,7 +12,7 @@ from cfutils import paths
 from cfutils.errors import UserError
 from cfutils.lab import Lab
 from cfutils.pipeline.results import Shipped
-from cfutils.runner import batch, results
+from cfutils.runner import plan, results
 
 SMALL = """about: small
 base: shipped:tiny
@@ -72,7 +72,7 @@ def test_results_ship_and_are_read_without_a_model(project, events, capsys):
     again.mixes(), again.tokens(recipes=["cfs"])
     assert {(e["event"], e["shipped"]) for e in events()} == {("reused", True)}
     assert set(again.lab.provenance()["origin"]) == {"shipped"}
-    states = {row["kind"]: row["state"] for row in batch.plan(again.lab.profile, ["methods"])}
+    states = {row["kind"]: row["state"] for row in plan.plan(again.lab.profile, ["methods"])}
     assert states["target"] == "shipped" and states["tuned"] == "unneeded"
     with pytest.raises(UserError, match="here holds no scores of profile small"):
         results.compare("small", "here")
