@@ -32,8 +32,8 @@ from cfutils.models.generation import sampling
 from cfutils.pipeline.builders.base import BASE
 from cfutils.pipeline.builders.pretraining import PRETRAIN
 from cfutils.pipeline.builders.samples import ENTROPY, SAMPLES
-from cfutils.pipeline.builders.scoring import ESTIMATE, PROBE, RETAINED, TARGET
-from cfutils.pipeline.builders.tuning import AVERAGED, TUNED
+from cfutils.pipeline.builders.scoring import ESTIMATE, PROBE, RETAINED, TARGET, VALIDATION
+from cfutils.pipeline.builders.tuning import AVERAGED, REDUCED, TUNED
 from cfutils.profiles import Execution
 from cfutils.training import afterwards, pretraining, trainer
 from cfutils.training.trainer import Tuning
@@ -47,11 +47,22 @@ TUNING = Tuning(
     seed=0, lr=1e-3, epochs=2, batch_size=3, warmup=0.25, weight_decay=0.01, clip=1.0, dtype="float32",
     autocast=False, ratio=0.4, replay_weight=0.7, replay_loss="nll", train="all", l2_weight=None, lora_rank=None,
 )  # fmt: skip
+ALONE = {"ratio": None, "replay_weight": None}
 VARIANTS = {
     "nll": TUNING,
     "kl": replace(TUNING, replay_loss="kl"),
     "l2": replace(TUNING, ratio=None, replay_weight=None, l2_weight=0.05),
     "lora": replace(TUNING, train="lora", lora_rank=4, lr=1e-2),
+    "flow": replace(TUNING, **ALONE, weighting="flow", weighting_strength=1.0),
+    "stm": replace(TUNING, **ALONE, weighting="stm", weighting_strength=300.0),
+    "talr": replace(TUNING, **ALONE, weighting="talr", weighting_strength=1.0),
+    "eaft": replace(TUNING, replay_loss="kl", weighting="eaft", weighting_strength=1.0),
+    "asft": replace(TUNING, **ALONE, weighting="dft", weighting_strength=1.0, target_kl=0.05),
+    "ewc": replace(TUNING, ratio=None, replay_weight=None, ewc_weight=1.0),
+    "lora_mlp": replace(TUNING, **ALONE, train="lora_mlp", lora_rank=4, lr=1e-2),
+    "osf": replace(TUNING, **ALONE, train="osf", osf_frozen=0.5),
+    "fresh": replace(TUNING, fresh=True),
+    "replay_only": replace(TUNING, target=False),
 }
 TALES = tuple(f"The tale of fox{i} begins. It ran far from fox{i}! Did fox{i} rest?" for i in range(80))
 
@@ -135,7 +146,9 @@ def tuned(given, work):
             execution=EXECUTION, label=name,
         )  # fmt: skip
         kept = ["lr", "target_loss", "grad_norm", "target_tokens", "replay_tokens"]
-        kept += ["replay_loss"] * (tuning.ratio is not None) + ["penalty"] * (tuning.l2_weight is not None)
+        penalised = (tuning.l2_weight, tuning.ewc_weight, tuning.target_kl) != (None, None, None)
+        kept += ["replay_loss"] * (tuning.ratio is not None) + ["penalty"] * penalised
+        kept = [name for name in kept if tuning.target or name != "target_loss"]
         found[name] = columns(work / name / "log.parquet", *kept)
         found[name] |= {"weights": weights(work / name), "ratio_reached": notes["ratio_reached"]}
     return found
@@ -151,6 +164,20 @@ def averaged(given, work):
     )  # fmt: skip
     afterwards.average(work / "averaged", given.folder, work / "tuned", alpha=0.3, dtype="float32")
     return weights(work / "averaged")
+
+
+def reduced(given, work):
+    """Adapters of rank 4 at a rate at which they have intruders."""
+    for name in ("tuned", "reduced"):
+        (work / name).mkdir()
+    trainer.tune(
+        work / "tuned", given.folder, drawn(7, seed=1, first=3), [], tuning=replace(VARIANTS["lora"], **ALONE, lr=0.1),
+        execution=EXECUTION, label="lora",
+    )  # fmt: skip
+    notes = afterwards.reduce_intruders(
+        work / "reduced", given.folder, work / "tuned", rank=4, kept=0.5, dtype="float32"
+    )
+    return notes | weights(work / "reduced")
 
 
 def retained(given, work):
@@ -178,6 +205,19 @@ def target(given, work):
         )  # fmt: skip
         found |= items(work / "items.parquet")
     return found
+
+
+def validation(given, work):
+    """The group's name in the place of the target's, without the target's own task."""
+    model, tokenizer = loading.load(given.shipped, dtype="float32"), tokenizers.load_tokenizer(given.shipped)
+    skill = targets.split("rotate", lambda e: 1, max_length=1, n_train=4, n_heldout=0)[0]
+    scores.target(
+        work, model, given.shipped, "rotate", skill,
+        [sequences.from_example(tokenizer, e, chat_template=False) for e in skill], n_generate=2,
+        max_new_tokens=16, chat_template=False, execution=EXECUTION, group="validation", own_task=False,
+    )  # fmt: skip
+    assert set(pd.read_parquet(work / "items.parquet")["group"]) == {"validation"}
+    return items(work / "items.parquet")
 
 
 def probe(given, work):
@@ -222,14 +262,16 @@ def pretrain(given, work):
 CORES = {
     core.__name__: core
     for core in (
-        base, samples, tuned, averaged, retained, target, probe, estimate, entropy, pretrain
+        base, samples, tuned, averaged, retained, target, probe, estimate, entropy, pretrain, reduced, validation
     )
 }
 
 
 VERSIONS = {
     builder.kind: builder.version
-    for builder in (BASE, SAMPLES, TUNED, AVERAGED, RETAINED, TARGET, PROBE, ESTIMATE, ENTROPY, PRETRAIN)
+    for builder in (
+        BASE, SAMPLES, TUNED, AVERAGED, RETAINED, TARGET, PROBE, ESTIMATE, ENTROPY, PRETRAIN, REDUCED, VALIDATION
+    )
 }
 """Versions of the builders, by kind."""
 

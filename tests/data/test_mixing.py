@@ -104,3 +104,33 @@ def test_replay_is_interleaved_evenly(n, counts):
     found = [len(batch) for _, batch in steps]
     assert found == counts
     assert max(found) - min(found) <= 1
+
+
+# ---- replay of its own for each epoch, and pools of several sources
+
+
+def test_fresh_replay_is_seen_once():
+    """The budget is that of all epochs: 12 sequences of 6 tokens for 3 epochs of 24 target tokens at ratio 1/2."""
+    mixed = mixing.mix(alike(4, 6), alike(40, 6, start=50), ratio=0.5, seed=3, fresh_epochs=3)
+    assert len(mixed.replay) == 12 and mixed.replay_tokens == 24 and mixed.ratio == 0.5
+    steps = mixing.schedule(mixed, batch_size=2, epochs=3, seed=3)
+    seen = [s for _, replays in steps for s in replays]
+    assert len(seen) == 12 and set(seen) == set(mixed.replay)
+    assert [len(replays) for _, replays in steps] == [2] * 6
+    short = mixing.mix(alike(4, 6), alike(10, 6, start=50), ratio=0.5, seed=3, fresh_epochs=3)
+    assert short.shortfall == 72 - 60
+
+
+def test_fresh_replay_of_one_epoch_is_that_of_any_recipe():
+    one, other = (
+        mixing.mix(TARGET, alike(40, 6, start=50), ratio=0.4, seed=3, **more) for more in ({}, {"fresh_epochs": 1})
+    )
+    assert one == other
+
+
+def test_pools_of_two_sources_have_equal_numbers_of_tokens():
+    """The smaller has 4 x 10 = 40 tokens: 7 sequences of 6 tokens of the other pass that with 42."""
+    long, short = alike(4, 10), alike(30, 6, start=50)
+    found = mixing.even([short, long])
+    assert found == [*short[:7], *long]
+    assert mixing.even([long]) == long

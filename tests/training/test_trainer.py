@@ -20,7 +20,7 @@ from cfutils.errors import UserError
 from cfutils.models import loading, precision, tokenizers
 from cfutils.models.base_states import BaseStates
 from cfutils.profiles import Execution, Profile
-from cfutils.training import afterwards, penalties, trainer
+from cfutils.training import losses, penalties, trainer, weighting
 from cfutils.training.trainer import Tuning
 
 
@@ -86,15 +86,15 @@ def distance(one, two):
     return math.sqrt(sum((one[k] - two[k]).square().sum().item() for k in one))
 
 
-def loop_of(tiny_base, tuning, target, pool):
+def loop_of(tiny_base, tuning, target, pool, **more):
     """A loop that does not step: gradients add up over its steps, at the base's weights."""
     mixed = mixing.mix(target, pool, ratio=tuning.ratio or 0.0, seed=0)
     model = loading.load(tiny_base, dtype="float32")
     states = None
-    if tuning.replay_loss == "kl":
+    if tuning.replay_loss == "kl" or tuning.target_kl is not None:
         states = BaseStates(model, Path(tempfile.mkdtemp()) / "states.safetensors", limit=64)
-        states.freeze(tuple(pool))
-    loop = trainer.Loop(model, states, mixed, tuning=tuning, execution=EXECUTION)
+        states.freeze((*pool, *target))
+    loop = trainer.Loop(model, states, mixed, tuning=tuning, execution=EXECUTION, **more)
     loop.optimizer.step = lambda: None
     loop.optimizer.zero_grad = lambda **_: None
     return loop
@@ -362,33 +362,6 @@ def test_weights_of_16_bits_are_stated(tuned):
     assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
 
 
-# ---- weight averaging
-
-
-@pytest.mark.parametrize(
-    "alpha, expected", [(0.0, [1.0, -2.0]), (0.25, [1.5, -1.0]), (0.5, [2, 0]), (1.0, [3.0, 2.0])]
-)
-def test_interpolation_by_hand(alpha, expected):
-    """(1 - alpha) (1, -2) + alpha (3, 2) = (1 + 2 alpha, -2 + 4 alpha)."""
-    base, other = torch.nn.Linear(2, 1, bias=False), torch.nn.Linear(2, 1, bias=False)
-    base.weight.data, other.weight.data = torch.tensor([[1.0, -2.0]]), torch.tensor([[3.0, 2.0]])
-    afterwards.interpolate(base, other, alpha=alpha)
-    assert base.weight.tolist() == [expected]
-    assert other.weight.tolist() == [[3.0, 2.0]]
-
-
-def test_averaged_weights_lie_between(tuned, tiny_base, base_weights, tmp_path):
-    work, out = tmp_path / "ft", tmp_path / "mean"
-    out.mkdir()
-    weights = tuned("ft", work=work)[2]
-    afterwards.average(out, tiny_base, work, alpha=0.25, dtype="float32")
-    found = load_file(out / "model.safetensors")
-    for k in weights:
-        expected = 0.75 * base_weights[k] + 0.25 * weights[k]
-        torch.testing.assert_close(found[k], expected, atol=1e-6, rtol=0)
-    assert tokenizers.load_tokenizer(out).eos_token == "<|endoftext|>"
-
-
 def test_l2_of_the_loop_is_the_stated_sum(tiny_base):
     """A step of 0.01 on every parameter: penalty = number of parameters * 1e-4."""
     loop = loop_of(tiny_base, tuning_of("l2"), TARGET, [])
@@ -398,3 +371,167 @@ def test_l2_of_the_loop_is_the_stated_sum(tiny_base):
     n = sum(p.numel() for p in loop.trained)
     assert penalties.l2(loop.trained, loop.reference).item() == pytest.approx(n * 1e-4, rel=1e-3)
     assert loop._step(0)["penalty"] == pytest.approx(n * 1e-4, rel=1e-3)
+
+
+# ---- every recipe
+
+TRAINED = [name for name, row in recipes.RECIPES.items() if row.after is None or row.after == "recover"]
+"""Recipes that train; the others change finished weights."""
+
+
+@pytest.mark.parametrize("recipe", TRAINED)
+def test_every_recipe_runs_and_moves_the_weights(tuned, base_weights, recipe):
+    notes, log, weights = tuned(recipe)
+    row = recipes.get(recipe)
+    assert notes["steps"] == len(log) == 4
+    assert 0 < distance(weights, base_weights) < 10
+    assert all(w.isfinite().all() for w in weights.values())
+    assert log["target_loss"].notna().all() == row.target and log["replay_loss"].notna().any() == bool(row.replay)
+    assert log["penalty"].notna().all() == (row.penalty is not None or row.target_kl)
+    assert (notes["target_tokens"] > 0) == row.target and (notes["replay_tokens"] > 0) == bool(row.replay)
+
+
+@pytest.mark.parametrize("recipe", ["flow", "talr", "asft", "ewc", "osf", "cf_kl_fresh"])
+def test_later_recipes_resume_and_repeat_too(tuned, tmp_path, monkeypatch, recipe):
+    settings = {"epochs": 2, "checkpoint_minutes": 1e-9}
+    whole = tuned(recipe, **settings)[2]
+    step = trainer.Loop._step
+
+    def fragile(self, number):
+        if number == 5:
+            raise KeyboardInterrupt
+        return step(self, number)
+
+    work = tmp_path / "killed"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(trainer.Loop, "_step", fragile)
+        tuned(recipe, work=work, **settings)
+    again = tuned(recipe, work=work, **settings)[2]
+    assert all(torch.equal(whole[k], again[k]) for k in whole)
+
+
+@pytest.mark.parametrize("recipe", ["flow", "stm", "talr", "eaft", "dft", "kl_target", "asft", "cf_kl_eaft"])
+def test_weights_of_tokens_do_not_depend_on_the_size_of_a_pass(tuned, recipe):
+    one, two = (tuned(recipe, pass_tokens=n, batch_size=4, lr=1e-4)[2] for n in (4096, 1))
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], atol=6e-5, rtol=0)
+
+
+def gradient_by_hand(model, loss_of):
+    """Gradients of the sum over the target's items of what loss_of returns for logits and tokens."""
+    total = 0.0
+    for s in TARGET[:3]:
+        logits = model(torch.tensor([s.ids])).logits[0, s.first - 1 : -1]
+        total = total + loss_of(logits, torch.tensor(s.ids[s.first :])).sum()
+    return torch.autograd.grad(total, list(model.parameters()))
+
+
+@pytest.mark.parametrize("recipe", ["eaft", "dft", "talr", "kl_target", "asft"])
+def test_the_weighted_term_of_a_step_by_hand(tiny_base, recipe):
+    """(1/n_F) sum (w NLL + c KL(base || tuned)) at weights that have left the base; w is held constant."""
+    tuning = tuning_of(recipe, clip=1e9)
+    loop = loop_of(tiny_base, tuning, TARGET, POOL)
+    base = loading.load(tiny_base, dtype="float32")
+    with torch.no_grad():
+        for p in loop.trained:
+            p.add_(0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
+    model = loop.student.model
+    loop.typical = 2.5
+    nll, _, kl = loop._backward(TARGET[:3], [])
+    base_logits = iter([base(torch.tensor([s.ids])).logits[0, s.first - 1 : -1].detach() for s in TARGET[:3]])
+    sums = [0.0, 0.0]
+
+    def loss_of(logits, tokens):
+        each = losses.token_nll(logits, tokens)
+        apart = losses.token_kl(next(base_logits), logits)
+        sums[0] += each.sum().item()
+        sums[1] += apart.sum().item()
+        p = (-each.detach()).exp()
+        weight = 1.0
+        if recipe == "talr":
+            weight = (p ** (1 / 2.5)).clamp(min=0.01)
+        elif recipe in ("dft", "asft"):
+            weight = p
+        elif recipe == "eaft":
+            top = logits.detach().softmax(-1).sort(descending=True).values[:, :20]
+            top = top / top.sum(-1, keepdim=True)
+            weight = -(top * top.log()).sum(-1) / 3
+        return (weight * each + (tuning.target_kl or 0.0) * apart) / loop.n_target
+
+    wanted = gradient_by_hand(model, loss_of)
+    for p, gradient in zip(loop.trained, wanted, strict=True):
+        torch.testing.assert_close(p.grad, gradient, atol=1e-5, rtol=1e-3)
+    assert nll == pytest.approx(sums[0], rel=1e-4)
+    assert kl == pytest.approx(sums[1] if tuning.target_kl else 0.0, rel=1e-3)
+
+
+def test_fixed_weights_multiply_their_own_items(tiny_base):
+    """Weights 0, 1, 2 for three items: the gradient is that of the second plus twice the third."""
+    fixed = {s: torch.full((s.supervised,), float(i)) for i, s in enumerate(TARGET[:3])}
+    tuning = tuning_of("flow", clip=1e9)
+    loop = loop_of(tiny_base, tuning, TARGET, [], fixed=fixed)
+    loop._backward(TARGET[:3], [])
+    scale = iter((0.0, 1.0, 2.0))
+    wanted = gradient_by_hand(
+        loop.student.model, lambda logits, tokens: next(scale) * losses.token_nll(logits, tokens) / loop.n_target
+    )
+    for p, gradient in zip(loop.trained, wanted, strict=True):
+        torch.testing.assert_close(p.grad, gradient, atol=1e-5, rtol=1e-3)
+
+
+def test_fixed_weights_are_those_of_the_base(tuned, monkeypatch):
+    """Also where the run has another start: FLOW's weights are computed once, before anything is trained."""
+    seen = []
+    flow = weighting.flow
+    monkeypatch.setitem(weighting.FIXED, "flow", lambda nll, strength: seen.append(nll) or flow(nll, strength))
+    tuned("flow", epochs=2)
+    ((nll,),) = ([one] for one in seen)
+    assert [len(one) for one in nll] == [s.supervised for s in TARGET]
+
+
+def test_typical_loss_of_a_step_is_measured_before_it(tuned, monkeypatch):
+    """TALR's tau at each step, with the weights as they are then: it falls as the target is learned."""
+    seen = []
+    monkeypatch.setitem(
+        weighting.CURRENT, "talr", lambda logits, nll, strength, typical: seen.append(typical) or torch.ones_like(nll)
+    )
+    log = tuned("talr", epochs=6, lr=5e-3, batch_size=8)[1]
+    assert len(log) == len(dict.fromkeys(seen)) == 6 and seen[-1] < seen[0] - 0.5
+    ones = tuned("ft", epochs=6, lr=5e-3, batch_size=8)[1]
+    np.testing.assert_allclose(log["target_loss"], ones["target_loss"], rtol=1e-5)
+
+
+def test_replay_alone_has_the_replay_of_the_recipe_with_the_target(tuned):
+    """The same sequences in the same steps; in the first step the replay loss is the same number."""
+    alone, whole = tuned("replay_only", epochs=2)[1], tuned("cfs", epochs=2)[1]
+    assert alone["replay_tokens"].tolist() == whole["replay_tokens"].tolist()
+    assert alone["replay_loss"][0] == pytest.approx(whole["replay_loss"][0], rel=1e-6)
+    assert (alone["target_tokens"] == 0).all()
+
+
+def test_a_run_may_begin_with_other_weights_and_keep_the_base_as_its_teacher(tuned, tiny_base, tmp_path):
+    """Recovery: KL(base || tuned) is above zero at the first step, and distillation brings it down."""
+    start = tmp_path / "ft"
+    tuned("ft", work=start, epochs=3, lr=5e-3)
+    work = tmp_path / "recovered"
+    work.mkdir()
+    trainer.tune(
+        work, tiny_base, TARGET, POOL, tuning=tuning_of("recover", lr=2e-3, epochs=8), execution=EXECUTION,
+        label="recover", start_folder=start,
+    )  # fmt: skip
+    log = pd.read_parquet(work / "log.parquet")
+    assert log["replay_loss"][0] > 0.05
+    assert log["replay_loss"].iloc[-4:].mean() < 0.5 * log["replay_loss"].iloc[:4].mean()
+
+
+def test_ewc_is_the_stated_sum_and_pulls_back(tuned, tiny_base, base_weights):
+    """Penalty 1/2 sum F d^2 with F = 2 everywhere is L2's sum; a heavy weight keeps the weights at the base."""
+    loop = loop_of(tiny_base, tuning_of("ewc"), TARGET, [], fisher=None)
+    loop.fisher = [torch.full_like(p, 2.0) for p in loop.trained]
+    with torch.no_grad():
+        for p in loop.trained:
+            p.add_(0.01)
+    n = sum(p.numel() for p in loop.trained)
+    assert loop._step(0)["penalty"] == pytest.approx(n * 1e-4, rel=1e-3)
+    light, heavy = (distance(tuned("ewc", epochs=3, ewc_weight=w)[2], base_weights) for w in (1.0, 1e4))
+    assert heavy < light
