@@ -13,7 +13,7 @@ from cfutils.pipeline import provenance
 
 ORDER = (
     ("errors", "paths", "events", "digests"),
-    ("profiles", "recipes", "method", "yaml_input"),
+    ("profiles", "fields", "recipes", "method", "yaml_input"),
     ("data",),
     ("models",),
     ("training",),

@@ -241,7 +241,7 @@ def test_what_an_average_and_a_recovery_begin_with():
 
 def test_a_row_can_be_added_and_used_like_any_other(monkeypatch):
     monkeypatch.setattr(recipes, "RECIPES", dict(RECIPES))
-    monkeypatch.setattr("cfutils.profiles.RECIPES", recipes.RECIPES)
+    monkeypatch.setattr("cfutils.fields.RECIPES", recipes.RECIPES)
     row = dataclasses.replace(RECIPES["cf_kl"], name="mine", label="Mine", weighting="flow")
     recipes.register(row)
     with pytest.raises(UserError, match="name = 'mine' is not allowed: a name that no recipe has"):
