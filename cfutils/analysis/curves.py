@@ -14,6 +14,7 @@ import pandas as pd
 
 from cfutils.analysis.forgetting import KEYS
 from cfutils.errors import UserError
+from cfutils.recipes import RECIPES
 
 
 def trail(
@@ -26,8 +27,8 @@ def trail(
 ) -> pd.DataFrame:
     """Points of one recipe in the order of a setting: target score and mean retained drop.
 
-    A trail along alpha begins at the base (alpha 0) and ends at plain fine-tuning (alpha 1), which
-    is what weight averaging is at its ends. From `pooled`, or one seed of `paired_drop`.
+    A trail along alpha begins at the base (alpha 0) and ends at the run that is averaged with it (alpha 1): plain
+    fine-tuning for WiSE-FT. From `pooled`, or one seed of `paired_drop`.
 
     Returns columns: `along`, target (nats per token for NLL), base, tuned, drop, low, high.
     """
@@ -43,7 +44,7 @@ def trail(
         level = own["base"].iloc[0]
         zero = {"alpha": 0.0, "target": own["start"].iloc[0], "base": level, "tuned": level}
         zero |= dict.fromkeys(("drop", "low", "high"), 0.0)
-        ends = both[(both["recipe"] == "ft") & both["lr"].isin(own["lr"])].assign(alpha=1.0)
+        ends = both[(both["recipe"] == RECIPES[recipe].of) & both["lr"].isin(own["lr"])].assign(alpha=1.0)
         own = pd.concat([own, pd.DataFrame([zero]), ends]).drop_duplicates(along)
     return own.sort_values(along, ignore_index=True)[[along, "target", *values]]
 
