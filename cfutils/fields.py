@@ -70,6 +70,7 @@ Several = Annotated[
     AfterValidator(_different),
 ]
 """Different values, one at least: an empty list would make an empty figure."""
+NotebookNumber = Annotated[str, Field(pattern=r"^\d\d$", description="two digits in quotes, such as \"03\"")]
 Items = Annotated[int, Field(ge=1, le=10_000_000)]
 Samples = Annotated[int, Field(ge=1, le=1_000_000)]
 """One set of samples has a million seeds (`generation.sampling.SEED_BLOCK`)."""

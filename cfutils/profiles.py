@@ -26,6 +26,7 @@ from cfutils.fields import (
     Items,
     LearningRate,
     Name,
+    NotebookNumber,
     Ratio,
     RecipeName,
     Samples,
@@ -139,6 +140,8 @@ class Profile:
     n_probe: Items = 16
     """Sequences in each probe."""
 
+    notebooks: Several[NotebookNumber] = ("00", "01", "02", "03", "04", "05", "06")
+    """Notebooks of a whole run, by number; one about another base is left out."""
     workers: Annotated[int, Field(ge=1, le=256)] = 1
     """Processes that build runs and scores side by side, each on its own cores; for small models."""
 

@@ -20,7 +20,7 @@ from cfutils.profiles import Profile
 NAN, INF = float("nan"), float("inf")
 HEAD = "about: x\nbase: org/model\n"
 SEVERAL = (
-    "retained", "recipes", "seeds", "alphas", "lrs", "temperatures", "ratios", "replay_weights",
+    "notebooks", "retained", "recipes", "seeds", "alphas", "lrs", "temperatures", "ratios", "replay_weights",
     "ablation_recipes", "ablation_seeds", "estimated", "lr_factors", "selection_seeds",
 )  # fmt: skip
 

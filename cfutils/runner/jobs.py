@@ -33,13 +33,11 @@ class Job(NamedTuple):
 def prepare(profile: str, names: Iterable[str], given: Iterable[str]) -> list[Job]:
     """Check everything that was asked for; raises `UserError` for anything that cannot run.
 
-    A notebook about one base is left out of a whole run of another, and refused if it was named.
+    A whole run is of the profile's notebooks. One about another base is left out of it, and refused if it was named.
     """
     names = tuple(names)
-    profiles.load(
-        profile
-    )  # first, so that a misspelt profile is named and not what follows from it
-    chosen = sources.select(names)
+    whole = profiles.load(profile).notebooks  # first: a misspelt profile is named, not what follows from it
+    chosen = [n for n in sources.select(names) if names or n.number in whole]
     arguments = sources.arguments(chosen, given)
     jobs, lost = [], set()
     for notebook in chosen:

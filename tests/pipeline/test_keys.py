@@ -11,7 +11,7 @@ from cfutils.pipeline.steps import Steps, all_steps
 from cfutils.pipeline.store import Store
 from cfutils.profiles import Execution, Profile, load
 
-ABOUT = {"name", "about", "workers"}
+ABOUT = {"name", "about", "notebooks", "workers"}
 """Fields that neither decide a result nor how one artifact is built."""
 BOTH = {"engine", "chunk"}
 """Fields of `Execution` that decide samples too: each chunk of an engine's call has its own seed."""
@@ -25,7 +25,7 @@ CHANGES = {
     "benchmarks": "hub", "retained": ["job"], "num_fewshot": {"gsm8k": 5}, "recipes": ["ft"],
     "seeds": [7], "alphas": [0.9], "lrs": [1e-4], "temperatures": [0.9], "ratios": [0.9],
     "replay_weights": [0.9], "ablation_recipes": ["pretraining"], "ablation_seeds": [7],
-    "estimated": ["lora"], "workers": 3, "name": "other", "about": "other", "revision": "abc", "n_generate": 50,
+    "estimated": ["lora"], "workers": 3, "notebooks": ["01"], "name": "other", "about": "other", "revision": "abc", "n_generate": 50,
 }  # fmt: skip
 """Another value of each field that is not a plain number; of those one more is taken."""
 
