@@ -339,6 +339,16 @@ def test_good_run_counts_events_and_keeps_names(root, monkeypatch, capfd, tmp_pa
     assert "CFUTILS_REBUILD" not in os.environ
 
 
+def test_a_whole_run_is_of_the_notebooks_that_the_profile_names(root):
+    for name in ("01_one", "02_two", "07_more"):
+        write(root, name, "x = 1")
+    assert [job.notebook.number for job in prepare("tiny", [], [])] == ["01", "02"]
+    assert [job.notebook.number for job in prepare("tiny", ["7"], [])] == ["07"]
+    file = root / "profiles" / "tiny.yaml"
+    file.write_text(file.read_text() + 'notebooks: ["07"]\n')
+    assert [job.notebook.number for job in prepare("tiny", [], [])] == ["07"]
+
+
 def test_each_way_to_fail_is_a_failure_and_the_rest_runs(root, capfd):
     write(root, "01_error", "x = 1", "# why\n1 / 0  # here", "never = 1")
     leave = "import os, subprocess\nchild = subprocess.Popen(['sleep', '600'])\n"
@@ -348,7 +358,7 @@ def test_each_way_to_fail_is_a_failure_and_the_rest_runs(root, capfd):
     write(root, "04_needs", "x = 1", needs=["01"])
     write(root, "05_needs_that", "x = 1", needs=["04"])
     write(root, "06_no_figure", "x = 1", figures=["curve"])
-    write(root, "07_alone", "x = 1")
+    write(root, "00_alone", "x = 1")
     folder = root / "data/runs/notebooks/tiny"
     folder.mkdir(parents=True)
     for name in ("01_error", "02_dies"):
@@ -358,7 +368,7 @@ def test_each_way_to_fail_is_a_failure_and_the_rest_runs(root, capfd):
 
     rows = results(root)
     assert [row["status"] for row in rows.values()] == [
-        "failed", "failed", "failed", "skipped", "skipped", "failed", "good",
+        "good", "failed", "failed", "failed", "skipped", "skipped", "failed",
     ]  # fmt: skip
     assert rows["01_error"]["reason"] == "cell 3 (# why): ZeroDivisionError: division by zero"
     assert rows["02_dies"]["reason"].startswith("cell 2 (import os, subprocess): DeadKernelError")
@@ -370,7 +380,7 @@ def test_each_way_to_fail_is_a_failure_and_the_rest_runs(root, capfd):
     for name in ("01_error", "02_dies"):
         assert (folder / f"{name}.ipynb").read_text() == "last good output"
         assert (folder / f"{name}.failed.ipynb").exists()
-    assert not (folder / "03_exits.ipynb").exists() and (folder / "07_alone.ipynb").exists()
+    assert not (folder / "03_exits.ipynb").exists() and (folder / "00_alone.ipynb").exists()
     assert not list(folder.glob(".*.ipynb"))
     said = capfd.readouterr().out
     assert (
