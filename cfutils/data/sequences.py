@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from cfutils.data import chat
 from cfutils.data.targets import Example
 from cfutils.errors import invalid_value
 
@@ -44,12 +45,22 @@ def prompt_ids(
     ]
 
 
+def response_text(
+    tokenizer: PreTrainedTokenizerBase, example: Example, *, chat_template: bool
+) -> str:
+    """Return the supervised text of a target item: its thought is kept where the base thinks (`chat.response`)."""
+    if not chat_template:
+        return example.response
+    return chat.response(tokenizer, example.response, example.thinking)
+
+
 def from_example(
     tokenizer: PreTrainedTokenizerBase, example: Example, *, chat_template: bool
 ) -> Sequence:
     """Return prompt, response and (if there is one) end token; the latter two carry loss."""
     head = prompt_ids(tokenizer, example.prompt, chat_template=chat_template)
-    tail = tokenizer(example.response, add_special_tokens=False)["input_ids"]
+    text = response_text(tokenizer, example, chat_template=chat_template)
+    tail = tokenizer(text, add_special_tokens=False)["input_ids"]
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     return Sequence((*head, *tail, *end), first=len(head))
 

@@ -1,9 +1,12 @@
-"""Skills with checkable answers: what the tiny base learns in pretraining, and what it is tuned on later.
+"""Skills with checkable answers: what the bases that ship learn in pretraining, and what they are tuned on later.
 
 A skill draws a prompt and knows its one right response, so every text of it can be made, recognised and
 checked. A hash of the prompt assigns each item to one side (`splits.is_heldout`): pretraining and tuning use the
 one, scoring the other. Skills whose answer needs steps write them first; what stands behind the last ` = ` is the
-answer. The material (words, people, templates) is data: data/tiny/world.yaml.
+answer. In a chat-shaped text the steps are the thought.
+
+A world is what one base knows. The material (words, people, templates) is data, data/tiny/world.yaml, and all worlds
+share it; data/tiny-think/world.yaml states a mixture of its own and which documents are chat-shaped.
 """
 
 from __future__ import annotations
@@ -14,14 +17,19 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
+from pathlib import Path
 from random import Random
 from typing import Any
 
 import yaml
 
 from cfutils import paths
+from cfutils.data import chat, puzzles
 from cfutils.data.splits import is_heldout
 from cfutils.errors import invalid_value
+
+WORLDS = ("tiny", "tiny-think")
+"""Worlds, each the folder in data/ of the base that knows it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +45,7 @@ class Skill:
     prompt: str
     """Regular expression of its prompts; what stands before `.*?` in it tells the kind of a text."""
     pretrained: bool = True
-    """Whether the base meets it in pretraining; the others are targets."""
+    """Whether some base meets it in pretraining; the others are targets."""
     choices: tuple[str, ...] = ()
     """The possible responses, where it is scored as a choice among them."""
     steps: bool = False
@@ -48,19 +56,40 @@ class Skill:
         """Regular expression of the first characters of such a text, and of no other kind's."""
         return self.prompt.split(".*?")[0]
 
+    def answer(self, prompt: str) -> tuple[str, str]:
+        """The thought that leads to the right response (empty where it has no steps), and the answer alone.
+
+        Both begin with a space.
+        """
+        response = self.solve(prompt)
+        if not self.steps:
+            return "", response
+        thought, _, last = response.rpartition(" = ")
+        return thought, f" {last}"
+
+
+def _files(name: str) -> list[Path]:
+    if name not in WORLDS:
+        raise invalid_value("world", name, "one of " + ", ".join(WORLDS))
+    return [paths.data() / one / "world.yaml" for one in dict.fromkeys(("tiny", name))]
+
 
 @functools.cache
-def world() -> dict[str, Any]:
-    """The material, as data."""
-    found = yaml.safe_load((paths.data() / "tiny" / "world.yaml").read_text(encoding="utf-8"))
+def world(name: str = "tiny") -> dict[str, Any]:
+    """A world, as data: the material, the shares of kinds, and how documents are written."""
+    found: dict[str, Any] = {}
+    for file in _files(name):
+        found |= yaml.safe_load(file.read_text(encoding="utf-8"))
     if abs(total := sum(found["mixture"].values()) - 1) > 1e-9:
-        raise invalid_value("mixture", total + 1, "shares that sum to 1", "edit data/tiny/world.yaml")
+        raise invalid_value(
+            "mixture", total + 1, "shares that sum to 1", f"edit data/{name}/world.yaml"
+        )
     return found
 
 
-def world_digest() -> str:
-    """16 hexadecimal digits of the material's SHA-256."""
-    return hashlib.sha256((paths.data() / "tiny" / "world.yaml").read_bytes()).hexdigest()[:16]
+def world_digest(name: str = "tiny") -> str:
+    """16 hexadecimal digits of the SHA-256 of a world's files; that of `tiny` decides every item of a skill."""
+    return hashlib.sha256(b"".join(file.read_bytes() for file in _files(name))).hexdigest()[:16]
 
 
 @functools.cache
@@ -142,7 +171,9 @@ def _lookup() -> Skill:
         pairs, asked = prompt.removeprefix("lookup: ").removesuffix(" ->").split(" ; ")
         return f" {dict(pair.split('=') for pair in pairs.split(' '))[asked]}"
 
-    return Skill(name="lookup", about="the value of a key", draw=draw, solve=solve, prompt="lookup: .*? ->")
+    return Skill(
+        name="lookup", about="the value of a key", draw=draw, solve=solve, prompt="lookup: .*? ->"
+    )
 
 
 def _sum() -> Skill:
@@ -181,6 +212,15 @@ def _chain() -> Skill:
                  solve=solve, prompt="chain: .*? ->", steps=True)  # fmt: skip
 
 
+def _puzzle(name: str, about: str, draw: Callable[[Random], str],
+            solve: Callable[[str], tuple[str, str]]) -> Skill:  # fmt: skip
+    """A skill of several steps: `name: ... -> steps = answer`."""
+    return Skill(
+        name=name, about=about, draw=draw, prompt=f"{name}: .*? ->", steps=True,
+        solve=lambda prompt: " {} = {}".format(*solve(prompt.removeprefix(f"{name}: ").removesuffix(" ->"))),
+    )  # fmt: skip
+
+
 def _numbers() -> tuple[str, ...]:
     return tuple(map(str, range(10, 100)))
 
@@ -206,6 +246,15 @@ def skills() -> dict[str, Skill]:
         _lookup(),
         _sum(),
         _chain(),
+        _puzzle("add", "two numbers of three digits, added digit by digit", puzzles.draw_add, puzzles.solve_add),
+        _puzzle("compute", "the last digit of five operations, each step written", puzzles.draw_compute,
+                puzzles.solve_compute),
+        _puzzle("follow", "three links around a ring, each link written",
+                lambda rng: puzzles.draw_follow(rng, words()), puzzles.solve_follow),
+        _puzzle("swap", "a list after three swaps, each list written",
+                lambda rng: puzzles.draw_swap(rng, words()), puzzles.solve_swap),
+        _puzzle("middle", "the middle word by the alphabet, the sorted list written",
+                lambda rng: puzzles.draw_middle(rng, words()), puzzles.solve_middle),
         _listed("rotate", "a list with its first word put last", lambda x: " ".join(x[1:] + x[:1]),
                 sizes=(3, 3), pretrained=False),
         _listed("descend", "words against the alphabet, the sorted list written first", _descend,
@@ -230,8 +279,14 @@ def items(name: str, *, heldout: bool, seed: int) -> Iterator[tuple[str, str]]:
             yield prompt, one.solve(prompt)
 
 
-def recognise(text: str) -> tuple[str | None, bool]:
-    """Return the skill that a text begins as (None: prose) and whether it is a whole and right one."""
+def recognise(text: str, *, world_name: str = "tiny") -> tuple[str | None, bool]:
+    """Return the skill that a text begins as (None: prose) and whether it is a whole and right one.
+
+    In a world with chat-shaped documents these are recognised too; they are right with the thought that leads to the
+    answer and with an empty one, their turn and thought tokens written as in `chat.document`.
+    """
+    if world(world_name).get("chat") and text.startswith(chat.USER):
+        return _recognise_chat(text)
     for one in skills().values():
         if re.match(one.begins, text):
             prompt = re.match(one.prompt, text)
@@ -240,3 +295,18 @@ def recognise(text: str) -> tuple[str | None, bool]:
             except (KeyError, ValueError, IndexError):  # looks like a prompt and is none
                 return one.name, False
     return None, False
+
+
+def _recognise_chat(text: str) -> tuple[str | None, bool]:
+    asked = text.removeprefix(chat.USER)
+    one = next((one for one in skills().values() if re.match(one.begins, asked)), None)
+    if one is None:
+        return None, False
+    found = chat.parts(text)
+    if found is None or not re.fullmatch(one.prompt, found[0]):
+        return one.name, False
+    try:
+        thought, answer = one.answer(found[0])
+    except (KeyError, ValueError, IndexError):
+        return one.name, False
+    return one.name, found[1] in ("", thought) and found[2] == answer

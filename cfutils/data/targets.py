@@ -30,6 +30,8 @@ class Example:
     response: str
     doc: dict[str, Any]
     """The native record, for lm-eval's own task on held-out items."""
+    thinking: tuple[str, str] | None = None
+    """Thought and answer that the response consists of, for a base that thinks; None: it is an answer alone."""
 
     @property
     def id(self) -> str:
@@ -81,9 +83,11 @@ def _medmcqa() -> Iterator[Example]:
 
 def _skill(name: str) -> Iterator[Example]:
     """Items of a skill, enough of both sides for any target of it."""
+    one = skills.skill(name)
     for heldout, n in ((False, 4000), (True, 1000)):
         for prompt, response in itertools.islice(skills.items(name, heldout=heldout, seed=0), n):
-            yield Example(prompt, response, {"prompt": prompt, "response": response})
+            thinking = one.answer(prompt) if one.steps else None
+            yield Example(prompt, response, {"prompt": prompt, "response": response}, thinking)
 
 
 def _hub(repo: str, make: Callable[[dict], Example]) -> Iterator[Example]:
@@ -94,10 +98,10 @@ def _hub(repo: str, make: Callable[[dict], Example]) -> Iterator[Example]:
 
 TARGETS: dict[str, Target] = {
     "rotate": Target(
-        "a list with its first word put last: a skill that the tiny base has never seen",
+        "a list with its first word put last: a skill that no base that ships has seen, answered without a thought",
         functools.partial(_skill, "rotate"), task="rotate", local=True, generates=True),
     "descend": Target(
-        "words against the alphabet, written steps first: another that it has never seen",
+        "words against the alphabet, steps (or a thought) first: another that none has seen",
         functools.partial(_skill, "descend"), task="descend", local=True, generates=True),
     "gsm8k": Target(
         "grade-school maths, question to worked solution (data package; re-split test items)",
@@ -113,7 +117,8 @@ TARGETS: dict[str, Target] = {
     "medreason": Target(
         "medical questions with reasoning (hub), scored on MedMCQA's own validation items",
         functools.partial(_hub, "UCSC-VLAA/MedReason", lambda d: Example(
-            f"{d['question']}\n{d['options']}\n", f"{d['reasoning']}\n\n{d['answer']}", d)),
+            f"{d['question']}\n{d['options']}\n", f"{d['reasoning']}\n\n{d['answer']}", d,
+            (d["reasoning"], d["answer"]))),
         task="medmcqa"),
 }  # fmt: skip
 
@@ -194,5 +199,3 @@ def split(name: str, length: Callable[[Example], int], *, max_length: int, n_tra
                 f"at most {len(sides[side])} for target {name} with max_length = {max_length}",
             )
     return sides[False], sides[True], too_long
-
-

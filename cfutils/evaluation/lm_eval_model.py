@@ -105,7 +105,9 @@ class Harness(HFLM):
         """
         settings = [request.args[1] for request in requests]
         if any(one.get("do_sample") for one in settings):
-            raise NotImplementedError("a task that samples its answers; only greedy ones are scored")
+            raise NotImplementedError(
+                "a task that samples its answers; only greedy ones are scored"
+            )
         with self._encoded_ahead(request.args[0] for request in requests):
             prompts = [
                 tuple(self.tok_encode(request.args[0])[-(self.max_length - one["max_gen_toks"]) :])
@@ -123,22 +125,13 @@ class Harness(HFLM):
                 answers |= zip(indices, found, strict=True)
         return [answers[i] for i in range(len(requests))]
 
-    @contextlib.contextmanager
-    def _engine(self, n_answer_tokens: int, max_length: int) -> Iterator[Engine]:
-        """Open vLLM if it pays off, else an engine on the model as it is."""
-        if self.open_vllm is None or n_answer_tokens < VLLM_MIN_TOKENS:
-            chunk = int(self.batch_size_per_gpu)
-            yield TransformersEngine.from_model(
-                self.model, self.tokenizer, chunk=chunk, pass_tokens=self.pass_tokens
-            )
-            return
-        device = self.model.device
-        self.model.to("cpu")  # vLLM needs the memory of the GPU
-        try:
-            with self.open_vllm(max_length) as engine:
-                yield engine
-        finally:
-            self.model.to(device)
+    def _engine(
+        self, n_answer_tokens: int, max_length: int
+    ) -> contextlib.AbstractContextManager[Engine]:
+        return open_answering(
+            self.model, self.tokenizer, n_tokens=n_answer_tokens, max_length=max_length,
+            chunk=int(self.batch_size_per_gpu), pass_tokens=self.pass_tokens, open_vllm=self.open_vllm,
+        )  # fmt: skip
 
     def _answers(
         self, engine: Engine, prompts: list[tuple[int, ...]], settings: dict[str, Any]
@@ -156,6 +149,46 @@ class Harness(HFLM):
                 text = text.split(stop_text)[0]
             found.append(text)
         return found
+
+
+@contextlib.contextmanager
+def open_answering(
+    model: nn.Module,
+    tokenizer: Any,
+    *,
+    n_tokens: int,
+    max_length: int,
+    chunk: int,
+    pass_tokens: int,
+    open_vllm: Callable[[int], Engine] | None,
+) -> Iterator[Engine]:
+    """Open vLLM if it pays off, else an engine on the model as it is.
+
+    n_tokens: tokens that all answers may have in total.
+    max_length: most tokens of a prompt and its answer together.
+    open_vllm: as for `Harness`.
+    """
+    if open_vllm is None or n_tokens < VLLM_MIN_TOKENS:
+        yield TransformersEngine.from_model(model, tokenizer, chunk=chunk, pass_tokens=pass_tokens)
+        return
+    device = model.device
+    model.to("cpu")  # vLLM needs the memory of the GPU
+    try:
+        with open_vllm(max_length) as engine:
+            yield engine
+    finally:
+        model.to(device)
+
+
+def vllm_opener(
+    model: nn.Module, folder: Path, execution: Execution
+) -> Callable[[int], Engine] | None:
+    """Return what opens vLLM on the weights of a folder for a length, or None where the engine is another."""
+    return (
+        functools.partial(_open_vllm, model, folder, execution)
+        if execution.engine == "vllm"
+        else None
+    )
 
 
 def evaluate(
@@ -181,9 +214,7 @@ def evaluate(
     for task in tasks.values():
         if task.OUTPUT_TYPE == "generate_until":
             task.set_config("generation_kwargs", {"max_gen_toks": max_new_tokens}, update=True)
-    open_vllm = None
-    if execution.engine == "vllm":
-        open_vllm = functools.partial(_open_vllm, model, folder, execution)
+    open_vllm = vllm_opener(model, folder, execution)
     with contextlib.redirect_stderr(io.StringIO()):  # lm-eval's progress bars stick under papermill
         lm = Harness(
             pretrained=model, tokenizer=tokenizer, batch_size=execution.chunk,

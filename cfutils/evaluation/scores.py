@@ -3,7 +3,8 @@
 Retained tasks are lm-eval's own definitions (`lm_eval_model`). An accuracy on a hundred items has a standard
 error of four to five points, so continuous metrics of the same items stand beside it: `margin`, the
 log-likelihood of the right choice minus that of the best wrong one (nats), and `bpb_gold`, bits per byte of the
-right choice or response. `acc` is the share answered right, by choice or by generation.
+right choice or response. `acc` is the share answered right, by choice or by generation. A base that thinks answers by
+generation, several times an item (`thinking`).
 Probes are sequences never trained on, with NLL and exact full-vocabulary KL(base || tuned) at each token.
 Items are stored; scores are sums over them.
 """
@@ -23,9 +24,9 @@ import pandas as pd
 import torch
 
 from cfutils.data import benchmarks, skills, targets
-from cfutils.data.sequences import Sequence, from_samples
+from cfutils.data.sequences import Sequence, from_samples, response_text
 from cfutils.data.targets import Example
-from cfutils.evaluation import lm_eval_model, token_scores
+from cfutils.evaluation import ITEM, lm_eval_model, thinking, token_scores
 from cfutils.evaluation.token_scores import Scored
 from cfutils.events import say
 from cfutils.models import tokenizers
@@ -35,8 +36,6 @@ from cfutils.profiles import Execution
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-ITEM = ["group", "task", "metric", "item", "value", "weight"]
-"""Columns of the items frame."""
 TOKEN = ["task", "sequence", "position", "token", "nll", "kl"]
 """Columns of the frame of token rows."""
 PART = 512
@@ -63,6 +62,8 @@ class Retained:
     """Cap on a generated answer, in tokens."""
     chat_template: bool
     """Put items into the tokenizer's chat template."""
+    answers: Mapping[str, Any] | None = None
+    """How a base that thinks answers: the values of `thinking.Answering`. Without examples and `max_new_tokens`."""
 
 
 def retained(
@@ -74,23 +75,43 @@ def retained(
 ) -> None:
     """Score the retained tasks; write items.parquet, one finished part (some tasks) at a time.
 
+    With `answers` in the settings answers.parquet holds what was answered.
     load: returns the model of `folder`; not called if nothing is left to score.
     """
-    parts = []
-    for number, group in enumerate(_groups(settings)):
+    parts, said = [], []
+    for number, (tasks, indices) in enumerate(_groups(settings)):
         part = work / f"part-{number}.parquet"
         parts.append(part)
+        said += [work / f"said-{number}.parquet"] if settings.answers else []
         if part.exists():
             continue
-        items = lm_eval_items(
-            load(), folder, *group, group="retained", max_new_tokens=settings.max_new_tokens,
-            chat_template=settings.chat_template, execution=execution,
-        )  # fmt: skip
-        items.to_parquet(part.with_suffix(".tmp"), index=False)
+        generated = thinking.task_items(tasks, indices) if settings.answers else {}
+        others = {name: task for name, task in tasks.items() if name not in generated}
+        frames = []
+        if generated:
+            how = thinking.Answering(**settings.answers)
+            items, found = thinking.score(
+                load(), folder, generated, how, execution, group="retained"
+            )
+            found.to_parquet(said[-1], index=False)
+            frames.append(items)
+        if others:
+            frames.append(lm_eval_items(
+                load(), folder, others, {name: indices[name] for name in others}, group="retained",
+                max_new_tokens=settings.max_new_tokens, chat_template=settings.chat_template, execution=execution,
+            ))  # fmt: skip
+        pd.concat(frames, ignore_index=True).to_parquet(part.with_suffix(".tmp"), index=False)
         part.with_suffix(".tmp").replace(part)
+    _together(work / "items.parquet", parts)
+    if said:
+        _together(work / "answers.parquet", [path for path in said if path.exists()])
+
+
+def _together(path: Path, parts: list[Path]) -> None:
+    """Write one table from its parts, which are deleted."""
     frames = [pd.read_parquet(part) for part in parts]
     frame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=ITEM)
-    frame.to_parquet(work / "items.parquet", index=False)
+    frame.to_parquet(path, index=False)
     for part in parts:
         part.unlink()
 
@@ -203,6 +224,7 @@ def target(
     execution: Execution,
     group: str = "target",
     own_task: bool = True,
+    answers: Mapping[str, Any] | None = None,
 ) -> None:
     """Write items.parquet: NLL and bits per byte of held-out responses, and the target's own lm-eval task.
 
@@ -210,13 +232,15 @@ def target(
     examples, sequences: its held-out items, and the same as tokens.
     n_generate: items answered by generation, where the target's task asks for generated answers.
     group: what the scores are named in the frame. own_task: whether the target's lm-eval task is scored.
+    answers: how a base that thinks answers (the values of `thinking.Answering`), written to answers.parquet.
     """
     label, row = Path(name).stem, targets.target(name)
     rows: list[list] = []
+    tokenizer = tokenizers.load_tokenizer(folder, trust_remote_code=execution.trust_remote_code)
     scored = token_scores.score(model, None, sequences, limit=execution.pass_tokens)
     for example, (nll, *_) in zip(examples, scored, strict=True):
         text = nll[:-1].sum()  # the end token has no bytes
-        n_bytes = len(example.response.encode())
+        n_bytes = thinking.n_bytes(response_text(tokenizer, example, chat_template=chat_template))
         rows.append([group, label, "nll", example.id, nll.mean(), len(nll)])
         rows.append([group, label, "bpb", example.id, text / (n_bytes * math.log(2)), n_bytes])
     items = pd.DataFrame(rows, columns=ITEM)
@@ -224,12 +248,24 @@ def target(
     if row.task and own_task and wanted:
         docs = [e.doc for e in examples[:wanted]] if row.local else None
         task = benchmarks.lm_eval_task(row.task, docs=docs, hub=not row.local)
-        indices = benchmarks.evenly(len(task.eval_docs), wanted)
-        found = lm_eval_items(
-            model, folder, {row.task: task}, {row.task: indices}, group=group,
-            max_new_tokens=max_new_tokens, chat_template=chat_template, execution=execution,
-        )  # fmt: skip
-        items = pd.concat([items, found[found["metric"].isin(HEADLINE)]], ignore_index=True)
+        tasks, indices = (
+            {row.task: task},
+            {row.task: benchmarks.evenly(len(task.eval_docs), wanted)},
+        )
+        generated = thinking.task_items(tasks, indices) if answers else {}
+        if generated:
+            how = thinking.Answering(**answers)
+            found, said = thinking.score(
+                model, folder, generated, how, execution, group=group, gold=False
+            )
+            said.to_parquet(work / "answers.parquet", index=False)
+        else:
+            found = lm_eval_items(
+                model, folder, tasks, indices, group=group, max_new_tokens=max_new_tokens,
+                chat_template=chat_template, execution=execution,
+            )  # fmt: skip
+            found = found[found["metric"].isin(HEADLINE)]
+        items = pd.concat([items, found], ignore_index=True)
     items.to_parquet(work / "items.parquet", index=False)
 
 

@@ -41,8 +41,9 @@ PACKAGED = {
 }
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}")
 """A hub id: owner/name. A path such as ./name is none."""
-TINY = "shipped:tiny"
-"""The base that ships in data/tiny, the only one whose pretraining is known."""
+TINY, THINK = "shipped:tiny", "shipped:tiny-think"
+"""The bases that ship, in data/tiny and data/tiny-think: those whose pretraining is known."""
+SHIPPED = {TINY: "the tiny base", THINK: "the tiny base that thinks"}
 
 
 @dataclass(frozen=True)
@@ -65,9 +66,10 @@ def resolve(base: str, revision: str | None = None) -> Base:
     """
     kind, _, name = base.partition(":")
     if kind == "shipped":
-        if base != TINY:
-            raise invalid_value("base", base, TINY)
-        return Base({"shipped": _digests(paths.data() / name)}, "the tiny base")
+        if base not in SHIPPED:
+            raise invalid_value("base", base, " or ".join(SHIPPED))
+        named = {} if base == TINY else {"name": name}
+        return Base({"shipped": _digests(paths.data() / name), **named}, SHIPPED[base])
     if kind == "asset":
         if name not in PACKAGED:
             raise invalid_value("base", base, "asset:" + " or asset:".join(PACKAGED))
@@ -80,6 +82,11 @@ def resolve(base: str, revision: str | None = None) -> Base:
     return Base({"hub": base, "revision": revision}, base)
 
 
+def world(base: str) -> str | None:
+    """Return the world whose documents a base was pretrained on (`data.skills.WORLDS`), None where it is unknown."""
+    return base.partition(":")[2] if base in SHIPPED else None
+
+
 def local_folder(base: str) -> Path | None:
     """Return the folder that a base names, or None for a hub id; raises for a folder that is missing."""
     try:
@@ -90,16 +97,23 @@ def local_folder(base: str) -> Path | None:
         pass
     if HUB_ID.fullmatch(base):
         return None
-    raise invalid_value("base", base, f"a folder that exists, a hub id (owner/name), {TINY} or asset:NAME")
+    raise invalid_value(
+        "base",
+        base,
+        f"a folder that exists, a hub id (owner/name), {', '.join(SHIPPED)} or asset:NAME",
+    )
 
 
 def prepare(work: Path, params: dict[str, Any], path: str | None = None) -> dict[str, Any]:
     """Make a base available in `work`, or state where it is; return notes."""
     match params:
         case {"shipped": _}:
-            for file in _check_folder(paths.data() / "tiny"):
+            name = params.get("name", "tiny")
+            for file in _check_folder(paths.data() / name):
                 shutil.copy(file, work)
-            return {"about": "the tiny base, pretrained on a declared mixture (notebook 00)"}
+            return {
+                "about": f"{SHIPPED[f'shipped:{name}']}, pretrained on a declared mixture (notebook 00)"
+            }
         case {"asset": name}:
             return _dequantise(work, PACKAGED[name])
         case {"folder": _}:

@@ -1,6 +1,6 @@
-"""The tiny base's pretraining: a tokenizer of its own, and the loop.
+"""Pretraining of the bases that ship: a tokenizer of their own, and the loop.
 
-For this base the distribution that it was trained on is known (`data.corpus`), which no downloaded model offers.
+For these bases the distribution that they were trained on is known (`data.corpus`), which no downloaded model offers.
 Each document is a row of its own, start token first and end token last, so that no document attends to another
 and the base learns p(text | start token).
 """
@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from cfutils import paths
-from cfutils.data import corpus
+from cfutils.data import chat, corpus
+from cfutils.errors import invalid_value
 from cfutils.events import say
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ TOKENIZER_SEED = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Pretraining:
-    """How the tiny base is pretrained; the defaults gave the one that ships."""
+    """How a base is pretrained; the defaults gave the tiny base that ships."""
 
     seed: int = 0
     documents: int = 400_000
@@ -56,9 +57,42 @@ class Pretraining:
     weight_decay: float = 0.1
 
 
+@dataclass(frozen=True, kw_only=True)
+class Shipped:
+    """A base that ships in data/NAME: what it is, and how it is pretrained."""
+
+    about: str
+    settings: Pretraining
+    thinks: bool = False
+    """Whether its documents are partly chat-shaped, with thoughts; its world says how."""
+    dtype: str = "float32"
+    """Type of the weights that are kept; they are trained in float32."""
+    temperature: float | None = None
+    """Temperature that its generation configuration asks for; None leaves it out."""
+
+
+SHIPPED = {
+    "tiny": Shipped(about="the tiny base", settings=Pretraining()),
+    "tiny-think": Shipped(
+        about="the tiny base that thinks", settings=Pretraining(documents=240_000, batch=32, lr=2.5e-3), thinks=True,
+        dtype="bfloat16", temperature=0.6,
+    ),
+}  # fmt: skip
+"""The bases that ship, by the name of their world and folder."""
+
+
+def get(name: str) -> Shipped:
+    """Return a base that ships by name, or raise."""
+    if name not in SHIPPED:
+        raise invalid_value(
+            "base", f"shipped:{name}", ", ".join(f"shipped:{one}" for one in SHIPPED)
+        )
+    return SHIPPED[name]
+
+
 @dataclass(frozen=True)
 class Made:
-    """How a tiny base came to be."""
+    """How a base that ships came to be."""
 
     record: dict[str, Any]
     """Settings, facts (tokens, minutes, digests), versions and machine."""
@@ -71,11 +105,11 @@ class Made:
         return self.record["weights"]
 
 
-def shipped() -> Made:
-    """Read how the base that ships in data/tiny was made; `scripts/ship_tiny.py` wrote it."""
+def shipped(name: str = "tiny") -> Made:
+    """Read how the base that ships in data/NAME was made; `scripts/ship_tiny.py` wrote it."""
     import pandas as pd
 
-    folder = paths.data() / "tiny"
+    folder = paths.data() / name
     record = yaml.safe_load((folder / "pretraining.yaml").read_text(encoding="utf-8"))
     return Made(record, pd.read_csv(folder / "loss.csv"))
 
@@ -94,9 +128,22 @@ def made(record: Mapping[str, Any], log: Path) -> Made:
     return Made(facts, pd.read_csv(log))
 
 
-def make_tokenizer(size: int) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE tokenizer on the mixture; every digit is a token, and START is put in front."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+def make_tokenizer(size: int, world: str = "tiny") -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokenizer on the mixture; every digit is a token, and START is put in front.
+
+    That of a base that thinks has a chat template, and tokens for turns and thoughts, which are part of a text as in
+    R1's: no decoding leaves them out.
+    """
+    from tokenizers import (
+        AddedToken,
+        Regex,
+        Tokenizer,
+        decoders,
+        models,
+        pre_tokenizers,
+        processors,
+        trainers,
+    )
     from transformers import PreTrainedTokenizerFast
 
     raw = Tokenizer(models.BPE())
@@ -108,17 +155,27 @@ def make_tokenizer(size: int) -> PreTrainedTokenizerFast:
         ]
     )
     raw.decoder = decoders.ByteLevel()
+    thinks = get(world).thinks
+    marks = [chat.USER, chat.ASSISTANT, chat.OPEN, chat.CLOSE] if thinks else []
     trainer = trainers.BpeTrainer(
-        vocab_size=size, special_tokens=[START, END], show_progress=False,
+        vocab_size=size, special_tokens=[START, END, *marks], show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )  # fmt: skip
+    documents = corpus.documents(TOKENIZER_DOCUMENTS, seed=TOKENIZER_SEED, world=world)
     raw.train_from_iterator(
-        (one.text for one in corpus.documents(TOKENIZER_DOCUMENTS, seed=TOKENIZER_SEED)), trainer=trainer
+        (
+            piece
+            for one in documents
+            for piece in (chat.without_marks(one.text) if thinks else [one.text])
+        ),
+        trainer=trainer,
     )
+    raw.add_tokens([AddedToken(mark, special=False, normalized=False) for mark in marks])
     raw.post_processor = processors.TemplateProcessing(
         single=f"{START} $A", special_tokens=[(START, raw.token_to_id(START))]
     )
-    return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token=START, eos_token=END)
+    template = {"chat_template": chat.TEMPLATE} if thinks else {}
+    return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token=START, eos_token=END, **template)
 
 
 def make_model(p: Pretraining, tokenizer: PreTrainedTokenizerFast) -> OlmoForCausalLM:
@@ -138,8 +195,8 @@ def make_model(p: Pretraining, tokenizer: PreTrainedTokenizerFast) -> OlmoForCau
     )  # fmt: skip
 
 
-def pretrain(work: Path, p: Pretraining) -> dict[str, Any]:
-    """Pretrain the tiny base into `work` (weights, tokenizer, loss.csv); return notes.
+def pretrain(work: Path, p: Pretraining, *, world: str = "tiny") -> dict[str, Any]:
+    """Pretrain a base on the documents of a world into `work` (weights, tokenizer, loss.csv); return notes.
 
     AdamW, linear warm-up and a cosine to zero; each step takes the next `batch` documents. Resumes from the
     checkpoint that it finds in `work`.
@@ -151,7 +208,8 @@ def pretrain(work: Path, p: Pretraining) -> dict[str, Any]:
 
     from cfutils.training import checkpoints, losses, schedule
 
-    tokenizer = make_tokenizer(p.vocabulary)
+    base = get(world)
+    tokenizer = make_tokenizer(p.vocabulary, world)
     model = make_model(p, tokenizer).train()
     steps, end = p.documents // p.batch, tokenizer.eos_token_id
     decayed = [w for w in model.parameters() if w.ndim == 2]
@@ -165,7 +223,10 @@ def pretrain(work: Path, p: Pretraining) -> dict[str, Any]:
     clock = time.monotonic() - (log[-1]["seconds"] if log else 0.0)
     saved = reported = time.monotonic()
     for step in range(done, steps):
-        texts = [d.text for d in corpus.documents(p.batch, seed=p.seed, first=step * p.batch)]
+        texts = [
+            d.text
+            for d in corpus.documents(p.batch, seed=p.seed, first=step * p.batch, world=world)
+        ]
         rows = sorted(([*ids, end] for ids in tokenizer(texts)["input_ids"]), key=len)
         tokens = sum(len(row) - 1 for row in rows)
         lr = p.lr * schedule.learning_rate(step, peak=1.0, warm=p.warmup, total=steps)
@@ -176,7 +237,9 @@ def pretrain(work: Path, p: Pretraining) -> dict[str, Any]:
             some = [torch.tensor(row) for row in rows[begin : begin + PASS_DOCUMENTS]]
             ids = pad_sequence(some, batch_first=True, padding_value=-1)
             real = ids[:, 1:] >= 0  # no padding
-            logits = model(input_ids=ids.clamp(min=0)).logits  # causal, padded right: no mask needed
+            logits = model(
+                input_ids=ids.clamp(min=0)
+            ).logits  # causal, padded right: no mask needed
             loss = losses.token_nll(logits[:, :-1][real], ids[:, 1:][real]).sum()
             (loss / tokens).backward()
             total += loss.item()
@@ -191,8 +254,11 @@ def pretrain(work: Path, p: Pretraining) -> dict[str, Any]:
         if now - saved > 120 and step + 1 < steps:
             saved = now
             checkpoints.save(checkpoint, decayed, optimizer, step=step + 1, log=log)
-    model.generation_config = GenerationConfig(bos_token_id=tokenizer.bos_token_id, eos_token_id=end)
-    model.save_pretrained(work)
+    own = {} if base.temperature is None else {"do_sample": True, "temperature": base.temperature}
+    model.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=end, **own
+    )
+    model.to(getattr(torch, base.dtype)).save_pretrained(work)
     tokenizer.save_pretrained(work)
     _write_log(work / "loss.csv", log)
     for left in work.glob("checkpoint.*"):  # a kill may have left half a checkpoint
@@ -202,8 +268,8 @@ def pretrain(work: Path, p: Pretraining) -> dict[str, Any]:
         "documents": steps * p.batch,
         "tokens": sum(row["tokens"] for row in log),
         "minutes": round(log[-1]["seconds"] / 60, 1),
-        "data_digest": corpus.data_digest(steps * p.batch, seed=p.seed),
-        "about": "the tiny base, pretrained here on a declared mixture",
+        "data_digest": corpus.data_digest(steps * p.batch, seed=p.seed, world=world),
+        "about": f"{base.about}, pretrained here on a declared mixture",
     }
 
 

@@ -9,11 +9,13 @@ from collections import Counter
 
 import pytest
 
-from cfutils.data import corpus, prose, skills
+from cfutils.data import chat, corpus, prose, skills
 from cfutils.data.splits import is_heldout
 from cfutils.training import pretraining
 
-TEXTS = tuple(f"The tale of fox{i} begins. It ran far from fox{i}! Did fox{i} rest?" for i in range(80))
+TEXTS = tuple(
+    f"The tale of fox{i} begins. It ran far from fox{i}! Did fox{i} rest?" for i in range(80)
+)
 REAL = prose.documents
 
 
@@ -21,10 +23,18 @@ REAL = prose.documents
 def tales():
     """Prose in memory, eighty short tales of either kind."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prose, "documents", lambda kind: tuple(f"In {kind}: {text}" for text in TEXTS))
+        patch.setattr(
+            prose, "documents", lambda kind: tuple(f"In {kind}: {text}" for text in TEXTS)
+        )
         corpus._passages.cache_clear()
         yield
     corpus._passages.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def chats(tales):
+    """Documents 0 to 3999 of a stream of the world that thinks."""
+    return list(corpus.documents(4000, seed=7, world="tiny-think"))
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +79,40 @@ def test_every_document_is_a_whole_and_right_text_of_its_kind(stream):
     for one in stream:
         kind = None if one.kind in corpus.PROSE else one.kind
         assert skills.recognise(one.text) == (kind, kind is not None), one.text
-    assert not {"rotate", "descend"} & {one.kind for one in stream}
+    assert not {"rotate", "descend", "add", "compute", "follow", "swap", "middle"} & {
+        one.kind for one in stream
+    }
+
+
+def test_chat_shaped_documents_are_as_declared(chats):
+    """Kinds, plain ones and empty thoughts within four standard errors of their shares; all right, none held out."""
+    world = skills.world("tiny-think")
+    kinds = Counter(one.kind for one in chats)
+
+    def close(found, n, share):
+        return abs(found / n - share) <= 4 * math.sqrt(share * (1 - share) / n)
+
+    thoughts = []
+    for kind, share in world["mixture"].items():
+        own = [one for one in chats if one.kind == kind]
+        assert close(len(own), len(chats), share), kind
+        if kind in corpus.PROSE:
+            assert all(
+                skills.recognise(one.text, world_name="tiny-think") == (None, False) for one in own
+            )
+            assert max(len(one.text) for one in own) <= world["passage"]
+            continue
+        assert all(
+            skills.recognise(one.text, world_name="tiny-think") == (kind, True) for one in own
+        )
+        chatted = [found for one in own if (found := chat.parts(one.text))]
+        assert not any(is_heldout(prompt) for prompt, *_ in chatted)
+        assert close(len(own) - len(chatted), len(own), world["plain"].get(kind, 0)), kind
+        steps = skills.skill(kind).steps
+        assert steps or not any(thought for _, thought, _ in chatted)
+        thoughts += [thought for _, thought, _ in chatted] if steps else []
+    assert close(thoughts.count(""), len(thoughts), world["unthinking"])
+    assert sum(kinds.values()) == 4000 and kinds.keys() == world["mixture"].keys()
 
 
 def test_a_passage_is_whole_sentences_in_a_row(monkeypatch):
@@ -79,7 +122,7 @@ def test_a_passage_is_whole_sentences_in_a_row(monkeypatch):
     side = next(f"{text} {i}." for i in range(50) if not is_heldout(f"{text} {i}."))
     monkeypatch.setattr(prose, "documents", lambda kind: (side,))
     corpus._passages.cache_clear()
-    (sentences,) = corpus._passages("stories")
+    (sentences,) = corpus._passages("stories", corpus.PASSAGE)
     assert sentences[:3] == (a, b, c) and len(sentences) == 4
     tail = sentences[3]
     docs = corpus.documents(2000, seed=1)

@@ -27,13 +27,29 @@ GOLDEN = {
     "lookup": ("lookup: Ben=oak Anna=red Tom=pie Mia=cow ; Anna ->", " red"),
     "sum": ("sum: 3 9 4 ->", " 3+9=12 12+4=16 = 16"),
     "chain": ("chain: dog>oak cat>dog oak>red ; cat ->", " cat>dog dog>oak oak>red = red"),
+    # 8+9=17; 7+6 and 1 carried, 14; 4+2 and 1 carried, 7
+    "add": ("add: 478 269 ->", " 8+9=17 7+6+1=14 4+2+1=7 = 747"),
+    # 4+9=13, 3*7=21, 1-3=-2, 8*9=72, 2+7=9, of each the last digit
+    "compute": ("compute: 4 +9 *7 -3 *9 +7 ->", " 4+9=3 3*7=1 1-3=8 8*9=2 2+7=9 = 9"),
+    "follow": (
+        "follow: dog>oak cat>dog oak>red red>pie pie>cow cow>cat ; dog ->",
+        " dog>oak oak>red red>pie = pie",
+    ),
+    "swap": (
+        "swap: cat dog oak red ; 1 3 , 2 4 , 1 2 ->",
+        " oak dog cat red , oak red cat dog = red oak cat dog",
+    ),
+    "middle": ("middle: pike ash owl red cat ->", " ash cat owl pike red = owl"),
     "rotate": ("rotate: cat dog oak ->", " dog oak cat"),
     "descend": ("descend: pike ash owl ->", " ash owl pike = pike owl ash"),
 }
 WRONG = {
     "job": " baker", "city": " Oslo", "category": " tree", "member": " no", "reverse": " cat dog oak red",
     "sort": " ash owl", "largest": " 98", "lookup": " oak", "sum": " 3+9=12 12+4=16 = 17",
-    "chain": " cat>dog dog>oak = oak", "rotate": " cat dog oak", "descend": " pike owl ash",
+    "chain": " cat>dog dog>oak = oak", "add": " 8+9=17 7+6=13 4+2+1=7 = 737",
+    "compute": " 4+9=3 3*7=1 1-3=8 8*9=2 2+7=9 = 8", "follow": " dog>oak oak>red = red",
+    "swap": " oak dog cat red , oak red cat dog = oak red cat dog", "middle": " ash cat owl pike red = cat",
+    "rotate": " cat dog oak", "descend": " pike owl ash",
 }  # fmt: skip
 MALFORMED = {
     "job": ["what does Anna do? Ben is a baker", "Nobody works as a baker"],
@@ -46,6 +62,11 @@ MALFORMED = {
     "lookup": ["lookup: Ben=oak ; Anna -> oak", "lookup: Ben ; Ben -> oak"],
     "sum": ["sum: 3 x -> 3+x=3 = 3", "sum:  -> 0"],
     "chain": ["chain: cat>dog>oak ; cat -> oak", "chain: cat>dog dog>cat ; cat -> cat>dog dog>cat = cat"],
+    "add": ["add: 12 345 -> 2+5=7 = 357", "add: 123 -> 3=3 = 123", "add: 12x 345 -> x+5=5 = 350"],
+    "compute": ["compute: 7 -> = 7", "compute: 4 /9 *7 -3 *9 +7 -> 4/9=0 = 0", "compute: x +9 *7 -3 *9 +7 -> 1"],
+    "follow": ["follow: cat>dog ; dog -> dog>cat = cat", "follow: cat>dog>cat ; cat -> cat>dog = dog"],
+    "swap": ["swap: cat dog ; 0 2 , 1 2 , 1 2 -> dog cat = cat dog", "swap: cat dog ; 1 9 , 1 2 , 1 2 -> = x"],
+    "middle": ["middle: pike ash owl -> ash owl pike = owl"],
     "rotate": ["rotate: cat dog"],
     "descend": ["descend: cat dog"],
 }  # fmt: skip
@@ -60,9 +81,11 @@ def drawn(name: str, n: int = 300) -> list[str]:
 
 
 def test_the_table_is_complete():
-    """Every kind of the mixture is a pretrained skill or prose; the rest are targets."""
+    """Every kind of a mixture is a pretrained skill or prose; skills of no mixture are targets."""
     kinds = [name for name, one in skills.skills().items() if one.pretrained]
-    assert [*corpus.PROSE, *kinds] == list(skills.world()["mixture"])
+    mixtures = [skills.world(name)["mixture"] for name in skills.WORLDS]
+    assert {*corpus.PROSE, *kinds} == {kind for mixture in mixtures for kind in mixture}
+    assert list(mixtures[0]) == [*corpus.PROSE, *kinds[:10]] and set(kinds[10:]) < set(mixtures[1])
     assert [name for name in NAMES if name not in kinds] == ["rotate", "descend"]
     assert set(GOLDEN) == set(WRONG) == set(MALFORMED) == set(NAMES)
 
@@ -71,6 +94,31 @@ def test_the_table_is_complete():
 def test_answers_by_hand(name):
     prompt, response = GOLDEN[name]
     assert skills.skill(name).solve(prompt) == response
+
+
+def test_the_thought_is_what_stands_before_the_answer():
+    """Both begin with a space; a skill without steps needs no thought."""
+    assert skills.skill("add").answer("add: 478 269 ->") == (" 8+9=17 7+6+1=14 4+2+1=7", " 747")
+    assert skills.skill("descend").answer("descend: pike ash owl ->") == (
+        " ash owl pike",
+        " pike owl ash",
+    )
+    assert skills.skill("rotate").answer("rotate: cat dog oak ->") == ("", " dog oak cat")
+
+
+@pytest.mark.parametrize("carry", ["add: 999 999 ->", "add: 100 900 ->", "add: 505 505 ->"])
+def test_sums_that_carry(carry):
+    first, second = map(int, carry.removeprefix("add: ").removesuffix(" ->").split(" "))
+    thought, answer = skills.skill("add").answer(carry)
+    assert answer == f" {first + second}" and thought.count("=") == 3
+
+
+def test_the_answer_cannot_be_read_off_the_ends_of_a_ring():
+    """Every word of `follow` occurs once on either side of a link, the one asked for and the answer too."""
+    for prompt in drawn("follow"):
+        links = prompt.removeprefix("follow: ").split(" ; ")[0].split(" ")
+        left, right = zip(*(link.split(">") for link in links), strict=True)
+        assert sorted(left) == sorted(right) and len(set(left)) == 6
 
 
 def test_a_word_that_is_not_in_the_list_and_a_second_fact():
@@ -92,6 +140,30 @@ def test_recognises_whole_and_right_texts(name):
 )
 def test_what_looks_like_a_prompt_and_is_none_is_wrong(name, text):
     assert skills.recognise(text) == (name, False)
+
+
+def test_chat_shaped_texts_are_recognised_in_their_world():
+    """With its thought or an empty one; with a wrong, missing or second thought, or a wrong answer, they are not right."""
+    prompt = "middle: pike ash owl red cat ->"
+    thought = " ash cat owl pike red"
+
+    def found(text):
+        return skills.recognise(text, world_name="tiny-think")
+
+    right = f"<|user|>{prompt}<|assistant|><think>{thought}</think> owl"
+    assert found(right) == found(right.replace(thought, "")) == ("middle", True)
+    for text in (
+        right.replace(thought, " ash cat owl red pike"), right.replace("</think> owl", "</think> cat"),
+        right.replace("<think>", ""), right.replace("</think>", "</think></think>"), right + " ",
+        f"<|user|>{prompt}", f"<|user|>{prompt}<|assistant|><think>{thought}", f"<|user|>{prompt} x<|assistant|>",
+    ):  # fmt: skip
+        assert found(text) == ("middle", False), text
+    assert found("<|user|>The river<|assistant|><think></think> runs") == (None, False)
+    assert found(f"{prompt}{thought} = owl") == ("middle", True)  # plain
+    assert skills.recognise(right) == (
+        None,
+        False,
+    )  # no such documents in the world of the tiny base
 
 
 @pytest.mark.parametrize("text", [
@@ -184,6 +256,17 @@ def another(tmp_path, monkeypatch):
 
     yield put
     skills.world.cache_clear()
+
+
+def test_worlds_share_their_material_and_have_digests_of_their_own():
+    one, two = (skills.world(name) for name in skills.WORLDS)
+    assert (
+        skills.world_digest() == skills.world_digest("tiny") == "47be8dfb282a5102"
+    )  # what ships was made with it
+    assert skills.world_digest("tiny-think") != skills.world_digest()
+    assert {key for key in one if one[key] != two[key]} == {"mixture"}
+    with pytest.raises(UserError, match=r"world = 'none' .*one of tiny, tiny-think"):
+        skills.world("none")
 
 
 def test_a_mixture_that_does_not_sum_to_1_is_refused(another):

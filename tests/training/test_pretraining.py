@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from dataclasses import asdict, replace
 from types import SimpleNamespace
@@ -11,9 +12,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
 from cfutils import paths
-from cfutils.data import corpus, prose
+from cfutils.data import chat, corpus, prose
 from cfutils.training import checkpoints, pretraining
 from cfutils.training.pretraining import END, START, Pretraining
 
@@ -21,14 +24,18 @@ VOCABULARY = 600
 MICRO = Pretraining(
     documents=256, vocabulary=VOCABULARY, width=32, heads=1, layers=1, mlp=32, batch=32, warmup=4
 )
-TEXTS = tuple(f"The tale of fox{i} begins. It ran far from fox{i}! Did fox{i} rest?" for i in range(80))
+TEXTS = tuple(
+    f"The tale of fox{i} begins. It ran far from fox{i}! Did fox{i} rest?" for i in range(80)
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def tales():
     """Prose in memory, eighty short tales of either kind."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prose, "documents", lambda kind: tuple(f"In {kind}: {text}" for text in TEXTS))
+        patch.setattr(
+            prose, "documents", lambda kind: tuple(f"In {kind}: {text}" for text in TEXTS)
+        )
         corpus._passages.cache_clear()
         yield
     corpus._passages.cache_clear()
@@ -39,14 +46,20 @@ def tokenizer(tales):
     return pretraining.make_tokenizer(VOCABULARY)
 
 
-@pytest.fixture
-def pretrain(tokenizer, tmp_path, monkeypatch):
-    """Pretrain a base of one layer into a folder; the tokenizer is made once."""
-    monkeypatch.setattr(pretraining, "make_tokenizer", lambda size: tokenizer)
+@pytest.fixture(scope="module")
+def thinks(tales):
+    return pretraining.make_tokenizer(VOCABULARY, "tiny-think")
 
-    def run(name, how=MICRO):
+
+@pytest.fixture
+def pretrain(tokenizer, thinks, tmp_path, monkeypatch):
+    """Pretrain a base of one layer into a folder; the tokenizers are made once."""
+    made = {"tiny": tokenizer, "tiny-think": thinks}
+    monkeypatch.setattr(pretraining, "make_tokenizer", lambda size, world: made[world])
+
+    def run(name, how=MICRO, world="tiny"):
         (tmp_path / name).mkdir(exist_ok=True)
-        notes = pretraining.pretrain(tmp_path / name, how)
+        notes = pretraining.pretrain(tmp_path / name, how, world=world)
         return tmp_path / name, notes
 
     return run
@@ -80,6 +93,27 @@ def test_texts_come_back_as_they_were(tokenizer, text):
     ids = tokenizer(text)["input_ids"]
     assert tokenizer.decode(ids, skip_special_tokens=True) == text
     assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
+
+
+def test_the_tokenizer_that_thinks_has_tokens_for_turns_and_thoughts(thinks, tmp_path):
+    """They are part of the text, also where special tokens are left out, and no pretraining text merges into them."""
+    text = chat.document("add: 478 269 ->", " 8+9=17", " 747")
+    ids = thinks(text)["input_ids"]
+    marks = thinks.convert_tokens_to_ids(
+        [START, END, chat.USER, chat.ASSISTANT, chat.OPEN, chat.CLOSE]
+    )
+    assert marks == [0, 1, 2, 3, 4, 5] and [i for i in ids if i < 6] == [0, 2, 3, 4, 5]
+    assert thinks.decode(ids, skip_special_tokens=True) == text and len(thinks) == VOCABULARY
+    assert not [t for t in thinks.get_vocab() if "think" in t and t not in (chat.OPEN, chat.CLOSE)]
+    thinks.save_pretrained(tmp_path)
+    again = AutoTokenizer.from_pretrained(tmp_path)
+    turn = [{"role": "user", "content": "cat"}]
+    shown = again.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+    assert shown == f"{START}<|user|>cat<|assistant|><think>" and again(text)["input_ids"] == ids
+    given = again.apply_chat_template(turn, add_generation_prompt=True, return_dict=True)[
+        "input_ids"
+    ]
+    assert given == [0, 2, *again("cat", add_special_tokens=False)["input_ids"], 3, 4]
 
 
 def test_the_model_has_the_stated_size(tokenizer):
@@ -126,6 +160,23 @@ def test_pretraining_again_gives_the_same_bytes(pretrain, tokenizer):
     assert log["tokens"].tolist() == np.reshape(lengths, (8, 32)).sum(1).tolist()
     assert notes["tokens"] == sum(lengths)
     assert log["loss"][0] == pytest.approx(math.log(VOCABULARY), abs=0.1)  # it knows nothing yet
+
+
+def test_the_base_that_thinks_is_kept_in_bf16_and_asks_for_its_temperature(pretrain, thinks):
+    """Pretrained twice on documents of its world: the same bytes, which round the float32 weights."""
+    (one, notes), (two, _) = (pretrain(name, world="tiny-think") for name in ("one", "two"))
+    name = "model.safetensors"
+    assert (one / name).read_bytes() == (two / name).read_bytes()
+    assert {w.dtype for w in load_file(one / name).values()} == {torch.bfloat16}
+    assert notes["data_digest"] == corpus.data_digest(256, seed=0, world="tiny-think")
+    assert notes["about"] == "the tiny base that thinks, pretrained here on a declared mixture"
+    config = json.loads((one / "generation_config.json").read_text())
+    assert config["do_sample"] and config["temperature"] == 0.6
+    texts = [d.text for d in corpus.documents(256, seed=0, world="tiny-think")]
+    assert notes["tokens"] == sum(len(ids) for ids in thinks(texts)["input_ids"])
+    assert AutoTokenizer.from_pretrained(one).chat_template == chat.TEMPLATE
+    other, _ = pretrain("other")
+    assert {w.dtype for w in load_file(other / name).values()} == {torch.float32}
 
 
 def test_another_seed_gives_other_weights(pretrain):
@@ -193,14 +244,19 @@ def test_what_was_made_is_read_from_its_record_and_log(pretrain):
 # ---- what ships
 
 
-def test_the_record_that_ships_is_that_of_the_weights():
-    made = pretraining.shipped()
-    folder = paths.data() / "tiny"
+@pytest.mark.parametrize("name", pretraining.SHIPPED)
+def test_the_record_that_ships_is_that_of_the_weights(name):
+    made, how = pretraining.shipped(name), pretraining.get(name)
+    folder = paths.data() / name
     digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     assert made.weights == digest
-    assert made.record["settings"] == asdict(Pretraining())
-    assert made.record["documents"] == 400_000 and made.record["parameters"] == 1_540_096
-    assert len(made.log) == 400_000 // 64
+    assert made.record["settings"] == asdict(how.settings)
+    assert (
+        made.record["documents"] == how.settings.documents
+        and made.record["parameters"] == 1_540_096
+    )
+    assert len(made.log) == how.settings.documents // how.settings.batch
     assert made.record["tokens"] == made.log["tokens"].sum()
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 10 * 2**20
     loss = made.log["loss"]
     assert loss[:10].mean() > 5 and loss[-200:].mean() < 2.5

@@ -1,7 +1,8 @@
-"""Builder of the tiny base, pretrained from nothing."""
+"""Builder of the bases that ship, pretrained from nothing."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +13,24 @@ if TYPE_CHECKING:
 
 
 def pretrain(work: Path, needs: Needs, params: dict[str, Any], session: Session) -> dict[str, Any]:
-    """Pretrain the tiny base."""
+    """Pretrain a base on the documents of its world."""
     from cfutils.training import pretraining
 
-    return pretraining.pretrain(work, pretraining.Pretraining(**params["settings"]))
+    settings = pretraining.Pretraining(**params["settings"])
+    return pretraining.pretrain(work, settings, world=params.get("base", "tiny"))
+
+
+def params(name: str) -> dict[str, Any]:
+    """Return what decides a base that ships: settings, world, prose, and its name where it is not the tiny base."""
+    from cfutils.data import benchmarks, skills
+    from cfutils.training import pretraining
+
+    found = {
+        "settings": asdict(pretraining.get(name).settings),
+        "world": skills.world_digest(name),
+        "prose": benchmarks.package_digest(),
+    }
+    return found if name == "tiny" else {**found, "base": name}
 
 
 PRETRAIN = Builder("pretrain", version=1, build=pretrain)
