@@ -70,7 +70,7 @@ RECIPES: dict[str, Recipe] = {
                knob=Knob(name="target_kl", label="weight of KL on target", default=1.0, factors=(0.25, 1.0, 4.0)),
                about="KL(base || tuned) at the target's own tokens beside their NLL (kl_dwn of arXiv 2605.26097)."),
         Recipe(name="ewc", label="EWC", penalty="ewc",
-               knob=Knob(name="ewc_weight", label="weight of EWC", default=1.0, factors=(0.1, 1.0, 10.0)),
+               knob=Knob(name="ewc_weight", label="weight of EWC", default=100.0, factors=(0.1, 1.0, 10.0)),
                about="lambda/2 * sum F (theta - theta_0)^2, F the diagonal Fisher of context-free samples "
                      "(arXiv 1612.00796, without its data)."),
         Recipe(name="flow", label="FLOW", weighting="flow", knob=_weighting("temperature / median loss", 1.0),
