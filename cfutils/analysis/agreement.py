@@ -7,7 +7,7 @@ import pandas as pd
 from scipy import stats
 
 from cfutils.analysis import bootstrap
-from cfutils.analysis.forgetting import CELL, SETTINGS
+from cfutils.analysis.forgetting import CELL, SETTINGS, with_strength
 from cfutils.errors import UserError
 
 RUN = ["profile", "recipe", "seed", *SETTINGS]
@@ -41,6 +41,7 @@ def compare(items_a: pd.DataFrame, items_b: pd.DataFrame, *, level: float = 0.95
     """
     bootstrap.check_level(level)
     keys = [*RUN, *CELL, "item"]
+    items_a, items_b = with_strength(items_a), with_strength(items_b)
     for name, frame in (("items_a", items_a), ("items_b", items_b)):
         if missing := [c for c in [*keys, "value", "weight"] if c not in frame]:
             raise UserError(f"{name} lacks the columns {', '.join(missing)}")

@@ -1,101 +1,153 @@
-"""Verdicts on the claims about context-free replay, computed from item-level results.
+"""The claims that are tested, declared as data before any result: contrast, measure, what matters, what refutes.
 
-Each rival of context-free replay is compared with it item by item and seed by seed (`forgetting.against`).
-A claim is supported where the rival retains less and does not learn more; retaining more while learning
-less is a trade. One seed gives no verdict. Several comparisons are made at 95% each, without correction.
+C1 to C7 are those of arXiv 2505.13811, C8 and C9 those of work beside it (arXiv 2605.26097: KL on the same samples
+forgets less than NLL; arXiv 2509.04259: forward KL predicts forgetting). `verdicts` judges them.
+
+The smallest differences that matter are set by what a reader would act on, not by what can be resolved:
+
+- 0.02 bits per byte of right answers: at the 0.16 to 1 bits per byte at which bases answer, 2 to 12 % of the bits, and
+  no more than what published comparisons of methods call a small effect (0.02 to 0.05 nats per token of loss).
+- 0.02 in shares of right answers: one answer in fifty, about the standard error of a benchmark of 600 items.
+- 0.02 nats per token of KL: a tenth of what plain fine-tuning moves where it forgets mildly.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
 
-import numpy as np
-import pandas as pd
+from cfutils.errors import invalid_value
 
-from cfutils.analysis import forgetting
-from cfutils.analysis.forgetting import KEYS
-
-CLAIMS = {
-    "C1": "context-free replay mitigates forgetting",
-    "C3": "contextual samples are less effective",
-    "C4": "pretraining data are less effective",
-    "C5": "context-free replay is better than L2, LoRA and WiSE-FT",
-}
-"""Claims of arXiv 2505.13811 that can be tested here."""
-RIVALS = {"ft": "C1", "contextual": "C3", "pretraining": "C4", "replay_text": "C4",
-          "l2": "C5", "lora": "C5", "wise_ft": "C5"}  # fmt: skip
-"""The claim that a comparison with each recipe tests."""
-PREMISE = "premise"
-"""Name of the row that C1 depends on: plain fine-tuning forgets."""
-VERDICTS = {
-    ("worse", "worse"): "supported",
-    ("worse", "within noise"): "supported",
-    ("better", "better"): "contradicted",
-    ("better", "within noise"): "contradicted",
-    ("worse", "better"): "a trade-off",
-    ("better", "worse"): "a trade-off",
-    ("within noise", "better"): "costs target score, no gain seen",
-    ("within noise", "worse"): "learns more, no loss seen",
-    ("within noise", "within noise"): "within noise",
-}
-"""Verdict by what the rival retains and what it learns, each read by `forgetting.verdict`."""
+ALPHA = 0.05
+"""Level of every test; intervals have the level 1 - alpha."""
+WINDOWS = {"exact_match": 0.02, "acc": 0.02, "nll": 0.05}
+"""Target scores count as matched within this window: by exact match where the target has answers, at the size that
+matters in any share of right answers; else by NLL, 0.05 nats per token, a change of 5 % in perplexity."""
+POSITION = "nll"
+"""Target metric along which frontiers are interpolated: shares of right answers stop at 1, where points pile up."""
 
 
-def judge(retains: str, learns: str) -> str:
-    """Verdict on a claim from two readings of `forgetting.verdict`; whatever prevents one comes first."""
-    for reason in ("one seed", "no interval"):
-        if reason in (retains, learns):
-            return reason
-    return VERDICTS[retains, learns]
+@dataclass(frozen=True)
+class Measure:
+    """What is retained, and the smallest difference that matters."""
+
+    metric: str
+    group: Literal["retained", "probe", "target"] = "retained"
+    task: str | None = None
+    """One task; None takes all of the group, each counting alike."""
+    skills: Literal["all", "thinking"] = "all"
+    """Whether all tasks count, or those that the base solves by thinking."""
+    delta: float = field(kw_only=True)
+    """Smallest difference that matters, in the metric's unit."""
+    unit: str = field(kw_only=True)
+    primary: bool = True
+    """Whether it decides, or stands beside what decides."""
+
+    def __post_init__(self) -> None:
+        if not self.delta > 0:
+            raise invalid_value("delta", self.delta, "a number above 0")
 
 
-def table(
-    items: pd.DataFrame,
-    drops: pd.DataFrame,
-    *,
-    metrics: Sequence[str] = ("acc", "bpb_gold"),
-    recipe: str = "cfs",
-) -> pd.DataFrame:
-    """One row per claim, rival and retained metric, sorted by claim; the premise first.
+BITS = Measure("bpb_gold", delta=0.02, unit="bits per byte")
+KL = Measure("kl", group="probe", task="context_free", delta=0.02, unit="nats per token")
+RIGHT = Measure("acc", delta=0.02, unit="share of right answers", primary=False)
+THOUGHT = Measure("acc", skills="thinking", delta=0.02, unit="share of right answers")
 
-    items: item-level results of the base, `recipe` (one run per seed) and its rivals; drops: their
-    `forgetting.pooled`. Drops are those of the rival against `recipe`, above 0 where the rival is worse:
-    target_* in NLL (nats per token), retained_* in the metric, mean over tasks. In the row "premise" plain
-    fine-tuning is compared with the base, its verdict is that of its retained drop, and target_* are NaN.
+Test = Literal["better", "differs", "unbiased", "predicts"]
+IDS = tuple(f"C{number}" for number in range(1, 10))
 
-    Returns columns: claim, statement, recipe (the rival), `SETTINGS`, against, metric, n_seeds,
-    target_drop, target_low, target_high, learns, retained_drop, retained_low, retained_high, retains,
-    verdict. Raises as `forgetting.against`.
-    """
-    ends = ["drop", "low", "high"]
-    kept = (drops["group"] == "retained") & (drops["task"] == "mean")
-    plain = drops[kept & (drops["recipe"] == "ft") & drops["metric"].isin(metrics)]
-    plain = plain[[*KEYS, "metric", "n_seeds", *ends]].assign(
-        claim=PREMISE, statement="plain fine-tuning forgets", against="base", learns="",
-        retains=forgetting.verdicts(plain), verdict=forgetting.verdicts(plain),
-    )  # fmt: skip
 
-    rivals = forgetting.against(items, recipe)
-    rivals["says"] = forgetting.verdicts(rivals)
-    learnt = rivals[(rivals["group"] == "target") & (rivals["metric"] == "nll")]
-    retained = rivals[(rivals["group"] == "retained") & (rivals["task"] == "mean")]
-    retained = retained[retained["metric"].isin(metrics)]
-    names = {name: f"target_{name}" for name in ends} | {"says": "learns"}
-    both = retained[[*KEYS, "metric", "n_seeds", *ends, "says"]].rename(columns={"says": "retains"})
-    both = both.merge(learnt[[*KEYS, *names]].rename(columns=names), on=KEYS)
-    both = both.assign(
-        claim=both["recipe"].map(RIVALS), against=recipe,
-        verdict=[judge(*pair) for pair in zip(both["retains"], both["learns"], strict=True)],
-    ).dropna(subset="claim")  # fmt: skip
-    both["statement"] = both["claim"].map(CLAIMS)
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """One claim. Raises `UserError` for parts that do not fit together."""
 
-    out = pd.concat([plain, forgetting.by_recipe(both)], ignore_index=True)
-    rank = {name: place for place, name in enumerate([PREMISE, *CLAIMS, *metrics])}
-    out = out.sort_values(
-        ["claim", "metric"], key=lambda c: c.map(rank), kind="stable", ignore_index=True
-    )
-    out = out.rename(columns={name: f"retained_{name}" for name in ends})
-    columns = ["claim", "statement", *KEYS, "against", "metric", "n_seeds"]
-    columns += [f"target_{name}" for name in ends] + ["learns"]
-    columns += [f"retained_{name}" for name in ends] + ["retains", "verdict"]
-    return out.reindex(columns=columns).astype({f"target_{name}": np.float64 for name in ends})
+    id: str
+    statement: str
+    refuted_by: str
+    """What would refute it."""
+    test: Test = "better"
+    """better: the treatment retains more than each rival. differs: it retains more or less than other values of a
+    setting. unbiased: the estimate is equivalent to its reference. predicts: rank correlation over recipes."""
+    treatment: str = "cfs"
+    rivals: tuple[str, ...] = ()
+    measures: tuple[Measure, ...] = (BITS, KL, RIGHT)
+    """The first decides on the claim."""
+    family: Literal["all", "any"] = "all"
+    """all: the claim says something of each rival, so that it holds only if every test does (intersection-union).
+    any: it holds if one of the tests does. Either way the rivals' own verdicts are corrected by Holm."""
+    study: Literal["methods", "temperature", "ratio", "estimates"] = "methods"
+    """Results that it is tested on."""
+    reference: float | None = None
+    """Value of the setting `study` that the others are compared with; None takes the smallest."""
+    bound: float | None = None
+    """unbiased: largest bias that counts as none, as a share of the KL. predicts: rank correlation to exceed."""
+
+    def __post_init__(self) -> None:
+        if self.id not in IDS:
+            raise invalid_value("id", self.id, "one of " + ", ".join(IDS))
+        if (self.test == "better") != bool(self.rivals):
+            raise invalid_value(
+                "rivals", self.rivals, 'recipes for the test "better", none for any other'
+            )
+        if self.treatment in self.rivals:
+            raise invalid_value("rivals", self.rivals, "recipes other than the treatment")
+        if (self.test == "differs") != (self.study in ("temperature", "ratio")):
+            raise invalid_value(
+                "study", self.study, 'temperature or ratio for the test "differs", and no other'
+            )
+        if (self.test in ("unbiased", "predicts")) != (self.bound is not None):
+            raise invalid_value(
+                "bound", self.bound, 'a number for the tests "unbiased" and "predicts", else None'
+            )
+        if not self.measures:
+            raise invalid_value("measures", self.measures, "one measure at least")
+
+
+CLAIMS: tuple[Claim, ...] = (
+    Claim(
+        id="C1", statement="context-free replay mitigates forgetting", rivals=("ft",),
+        refuted_by="plain fine-tuning retains as much or more at the same target score",
+    ),
+    Claim(
+        id="C2", statement="it mitigates the forgetting of reasoning in a model that thinks", rivals=("ft",),
+        measures=(THOUGHT,),
+        refuted_by="after plain fine-tuning answers after a thought are right as often or more",
+    ),
+    Claim(
+        id="C3", statement="contextual samples are less effective", rivals=("contextual",),
+        refuted_by="the base's own continuations of target prompts retain as much or more",
+    ),
+    Claim(
+        id="C4", statement="pretraining data are less effective", rivals=("pretraining", "replay_text"),
+        refuted_by="as many tokens of the base's pretraining, or of prose like it, retain as much or more",
+    ),
+    Claim(
+        id="C5", statement="context-free replay is better than L2, LoRA and WiSE-FT",
+        rivals=("l2", "lora", "wise_ft"),
+        refuted_by="one of them retains as much or more at the same target score",
+    ),
+    Claim(
+        id="C6", statement="the generation temperature matters", test="differs", study="temperature",
+        family="any", reference=1.0,
+        refuted_by="at every other temperature retention is that of T = 1, to within what matters",
+    ),
+    Claim(
+        id="C6", statement="the share of replay matters", test="differs", study="ratio", family="any",
+        refuted_by="at every larger share retention is that of the smallest, to within what matters",
+    ),
+    Claim(
+        id="C7", statement="the sample NLL estimates the KL without bias, approximately", test="unbiased",
+        study="estimates", bound=0.1, measures=(KL,),
+        refuted_by="from context-free samples at T = 1 the estimate is off by more than 10 % of the KL",
+    ),
+    Claim(
+        id="C8", statement="KL on the same samples forgets less than NLL on them", treatment="cf_kl",
+        rivals=("cfs",), refuted_by="NLL on the same samples retains as much or more at the same target score",
+    ),
+    Claim(
+        id="C9", statement="forward KL on a probe predicts the drop", test="predicts", bound=0.5, family="any",
+        measures=(KL, Measure("kl", group="probe", task="target_inputs", delta=0.02, unit="nats per token")),
+        refuted_by="over recipes the rank correlation of KL and drop is 0.5 or less",
+    ),
+)  # fmt: skip
+"""The claims, in the order of tables."""

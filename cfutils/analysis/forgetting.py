@@ -12,7 +12,7 @@ does not cover other seeds; `pooled` adds the variance over seeds where there ar
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -25,7 +25,7 @@ from cfutils.recipes import RECIPES
 LOWER_IS_BETTER = frozenset({"nll", "bpb", "bpb_gold", "kl"})
 ORDER = ("base", *RECIPES)
 """Recipes in the order of every legend, table and colour map."""
-SETTINGS = ["temperature", "ratio", "replay_weight", "lr", "alpha"]
+SETTINGS = ["temperature", "ratio", "replay_weight", "lr", "alpha", "strength"]
 RUN = ["run", "recipe", "seed", *SETTINGS]
 KEYS = ["recipe", *SETTINGS]
 CELL = ["group", "task", "metric"]
@@ -36,9 +36,17 @@ def _sign(metric: str) -> float:
     return -1.0 if metric in LOWER_IS_BETTER else 1.0
 
 
-def _need(frame: pd.DataFrame, columns: Iterable[str], what: str) -> None:
-    if missing := [c for c in columns if c not in frame]:
-        raise UserError(f"{what} lacks the columns {', '.join(missing)}")
+def with_strength(items: pd.DataFrame) -> pd.DataFrame:
+    """Return item-level results with the column `strength`: NaN where they were saved before recipes had it."""
+    return items if "strength" in items else items.assign(strength=np.nan)
+
+
+def complete(items: pd.DataFrame) -> pd.DataFrame:
+    """Return item-level results with every column they need; raises `UserError` if one is missing."""
+    items = with_strength(items)
+    if missing := [c for c in [*RUN, *CELL, "item", "value", "weight"] if c not in items]:
+        raise UserError(f"items lacks the columns {', '.join(missing)}")
+    return items
 
 
 def by_recipe(frame: pd.DataFrame) -> pd.DataFrame:
@@ -69,7 +77,7 @@ def paired_drop(
     level. Units are the metric's. Raises `UserError` if runs were not scored on the same items.
     """
     bootstrap.check_level(level)
-    _need(items, [*RUN, *CELL, "item", "value", "weight"], "items")
+    items = complete(items)
     rows, parts = [], {}
     for where, cell in items.groupby(CELL, sort=False):
         base, tuned, weight, runs = bootstrap.line_up(cell, where)
@@ -126,14 +134,14 @@ def levels(items: pd.DataFrame, *, level: float = 0.95) -> pd.DataFrame:
     "mean" of group "retained" the mean over tasks, each weighed alike. The standard error holds items and
     seeds (`bootstrap.over_items_and_seeds`), and the interval stays within the metric's range
     (`bootstrap.score_interval`). With one seed it covers items alone; the base has no seed (n_seeds 0).
-    To compare two recipes use `against`: their intervals here share hard items, so they may overlap
+    To compare two recipes use `verdicts`: their intervals here share hard items, so they may overlap
     where the paired difference is clear.
 
     Returns columns: recipe, `SETTINGS`, group, task, metric, value, stderr, low, high, n (items), level,
     n_seeds, sd_seeds. Units are the metric's. Raises `UserError` if runs were not scored on the same items.
     """
     bootstrap.check_level(level)
-    _need(items, [*RUN, *CELL, "item", "value", "weight"], "items")
+    items = complete(items)
     known = items[RUN].drop_duplicates("run", ignore_index=True)
     known["key"] = known.groupby(KEYS, dropna=False, sort=False).ngroup()
     key_of = known.set_index("run")["key"]
@@ -189,23 +197,7 @@ def pooled(
     Returns columns: recipe, `SETTINGS`, group, task, metric, base, tuned, drop, stderr, low, high,
     n, level, n_seeds, sd_seeds, base_low, base_high, tuned_low, tuned_high. Raises as `paired_drop`.
     """
-    out = _pooled(items, n_boot=n_boot, level=level, seed=seed)
-    scores = levels(items, level=level)
-    own = scores["recipe"] == "base"
-    ends = {"low": "base_low", "high": "base_high"}
-    base = scores.loc[own, [*CELL, *ends]].rename(columns=ends)
-    out = out.merge(base, on=CELL, how="left", validate="many_to_one")
-    # KL(base || base) is 0, whether or not it was written down
-    out.loc[(out["metric"] == "kl") & (out["base"] == 0), list(ends.values())] = 0.0
-    ends = {"low": "tuned_low", "high": "tuned_high"}
-    tuned = scores.loc[~own, [*KEYS, *CELL, *ends]].rename(columns=ends)
-    return out.merge(tuned, on=[*KEYS, *CELL], validate="one_to_one")
-
-
-def _pooled(
-    items: pd.DataFrame, *, n_boot: int = 2000, level: float = 0.95, seed: int = 0
-) -> pd.DataFrame:
-    """`pooled` without the intervals of the scores themselves."""
+    items = complete(items)
     runs = paired_drop(items, n_boot=0, level=level)
     seeds = over_seeds(runs).rename(columns={"sd": "sd_seeds"})
     seeds = seeds[[*KEYS, *CELL, "n_seeds", "sd_seeds"]]
@@ -221,31 +213,18 @@ def _pooled(
     )
     half = quantile * stderr
     over = {"stderr": stderr, "low": out["drop"] - half, "high": out["drop"] + half}
-    return out.assign(**{name: value.where(many, out[name]) for name, value in over.items()})
+    out = out.assign(**{name: value.where(many, out[name]) for name, value in over.items()})
 
-
-def against(items: pd.DataFrame, recipe: str) -> pd.DataFrame:
-    """Every other recipe compared with one, item by item and seed by seed: it takes the base's place.
-
-    drop = sign * (recipe - other), so above 0 the other is the worse one. What both share, such as hard
-    items or the order of the data, cancels. Seeds that only one of them has are left out.
-
-    Returns columns: recipe, `SETTINGS`, group, task, metric, base (0), tuned (other - recipe), drop,
-    stderr, low, high, n, level, n_seeds, sd_seeds. Raises `UserError` if `recipe` does not have exactly
-    one run per seed, or if there is no other recipe.
-    """
-    pair = ["seed", *CELL, "item"]
-    own = items.loc[items["recipe"] == recipe, [*pair, "value"]]
-    if own.empty or own.duplicated(pair).any():
-        found = "no run" if own.empty else "two runs of one seed"
-        raise UserError(f"items hold {found} of {recipe}: give one run per seed to compare with")
-    gaps = items[~items["recipe"].isin(["base", recipe])].merge(own, on=pair, suffixes=("", "_own"))
-    if gaps.empty:
-        raise UserError(f"items hold no other recipe to compare with {recipe}")
-    gaps = gaps.assign(value=gaps["value"] - gaps["value_own"])
-    zero = gaps.drop_duplicates(pair[1:]).assign(recipe="base", run=recipe, seed=-1, value=0.0)
-    zero[SETTINGS] = np.nan
-    return _pooled(pd.concat([zero, gaps], ignore_index=True))
+    scores = levels(items, level=level)
+    own = scores["recipe"] == "base"
+    ends = {"low": "base_low", "high": "base_high"}
+    base = scores.loc[own, [*CELL, *ends]].rename(columns=ends)
+    out = out.merge(base, on=CELL, how="left", validate="many_to_one")
+    # KL(base || base) is 0, whether or not it was written down
+    out.loc[(out["metric"] == "kl") & (out["base"] == 0), list(ends.values())] = 0.0
+    ends = {"low": "tuned_low", "high": "tuned_high"}
+    tuned = scores.loc[~own, [*KEYS, *CELL, *ends]].rename(columns=ends)
+    return out.merge(tuned, on=[*KEYS, *CELL], validate="one_to_one")
 
 
 def verdict(low: float, high: float, n_seeds: int) -> str:
@@ -262,51 +241,9 @@ def verdict(low: float, high: float, n_seeds: int) -> str:
 
 
 def verdicts(drops: pd.DataFrame) -> list[str]:
-    """`verdict` of every row of a frame of `pooled` or `against`."""
+    """`verdict` of every row of a frame of `pooled`."""
     rows = drops[["low", "high", "n_seeds"]].to_numpy(float)
     return [verdict(low, high, int(seeds)) for low, high, seeds in rows]
-
-
-def flips(items: pd.DataFrame) -> pd.DataFrame:
-    """Items that turned from right to wrong and back, against what guessing turns (arXiv 2510.17776).
-
-    forgotten = share right then wrong, gained = share wrong then right (metric acc). With k choices
-    both have the chance level (1 - a_pre)(1 - a_post)/(k - 1), and forgotten has the ceiling
-    (k a_pre - 1)/(k - 1). Where k differs between items, 1/(k - 1) is averaged. The chance level
-    assumes that guesses before and after are independent; similar models guess alike, so `*_adjusted`
-    may be below 0.
-
-    Scored items do not carry k: add it as a column `choices` where it is known. Without it the chance
-    level, the ceiling and what is adjusted by them are NaN; forgotten and gained need no k.
-    Returns columns: `RUN`, group, task, n, a_pre, a_post, forgotten, gained, chance,
-    forgotten_adjusted, gained_adjusted, forgotten_max.
-    """
-    acc = items[items["metric"] == "acc"]
-    rows = []
-    for where, cell in acc.groupby(CELL, sort=False):
-        base, tuned, _, runs = bootstrap.line_up(cell, where)
-        before, after = base[:, None] > 0.5, tuned > 0.5
-        inverse = np.nan
-        if "choices" in cell:
-            inverse = (1 / (cell.drop_duplicates("item")["choices"].astype(float) - 1)).mean()
-        a_pre, a_post = before.mean(), after.mean(0)
-        forgotten, gained = (before & ~after).mean(0), (~before & after).mean(0)
-        chance = (1 - a_pre) * (1 - a_post) * inverse
-        rows.append(
-            pd.DataFrame(
-                {
-                    "run": runs, "group": where[0], "task": where[1], "n": len(base),
-                    "a_pre": a_pre, "a_post": a_post, "forgotten": forgotten, "gained": gained,
-                    "chance": chance, "forgotten_adjusted": forgotten - chance,
-                    "gained_adjusted": gained - chance,
-                    "forgotten_max": a_pre - (1 - a_pre) * inverse,
-                }
-            )
-        )  # fmt: skip
-    if not rows:
-        raise UserError("items hold no metric acc; flips need right and wrong answers")
-    known = acc.loc[acc["recipe"] != "base", RUN].drop_duplicates("run")
-    return by_recipe(known.merge(pd.concat(rows), on="run", validate="one_to_many"))
 
 
 def table(

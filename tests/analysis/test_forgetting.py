@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cfutils.analysis import curves, forgetting
+from cfutils.analysis import curves, flips, forgetting
 from cfutils.errors import UserError
 
 NAN = float("nan")
@@ -214,44 +214,6 @@ def test_a_seed_that_diverged_is_not_left_out(acc):
     assert row["base_high"] < 1
 
 
-def test_against_compares_with_a_recipe_item_by_item(acc):
-    tuned = acc.assign(lr=1.0)
-    items = pd.concat(
-        [
-            rows("b", "base", -1, "retained", "arc", "acc", [0, 0, 0, 0]),  # plays no part
-            tuned.assign(run="c", recipe="cfs")[acc["run"] == "b"].assign(seed=0),
-            tuned[acc["run"] == "t"],
-            rows("c", "cfs", 0, "target", "gsm8k", "nll", [1, 2], [1, 3], lr=1.0),
-            rows("t", "ft", 0, "target", "gsm8k", "nll", [2, 2], [1, 3], lr=1.0),
-        ]
-    )
-    out = forgetting.against(items, "cfs")
-    row = one(out, task="arc")
-    # cfs 1 1 1 0 and ft 0 1 0 0: the numbers, and the bootstrap, of `acc` with cfs as the base
-    assert (row["recipe"], row["base"], row["tuned"], row["drop"]) == ("ft", 0, -0.5, 0.5)
-    assert row["stderr"] == pytest.approx(math.sqrt(1 / 12))
-    same = one(forgetting.paired_drop(acc), task="arc")
-    assert (row["low"], row["high"]) == (same["low"], same["high"])
-    # lower is better, so ft is worse by 1 on the first item of weight 1, of 4 in all
-    assert one(out, task="gsm8k")["drop"] == 0.25
-
-    again = [items[items["recipe"] == r].assign(seed=1, run=f"{r}1") for r in ("cfs", "ft")]
-    again[1]["value"] = again[0]["value"].to_numpy()  # in the second seed the two are equal
-    row = one(forgetting.against(pd.concat([items, *again]), "cfs"), task="arc")
-    # differences by seed 0.5 and 0: mean 0.25, sd 0.353553
-    assert (row["drop"], row["n_seeds"]) == (0.25, 2)
-    assert row["sd_seeds"] == pytest.approx(0.3535534)
-
-
-def test_against_needs_one_run_per_seed_and_another_recipe(acc):
-    with pytest.raises(UserError, match="no run of cfs"):
-        forgetting.against(acc, "cfs")
-    with pytest.raises(UserError, match="no other recipe to compare with ft"):
-        forgetting.against(acc, "ft")
-    with pytest.raises(UserError, match="two runs of one seed of ft"):
-        forgetting.against(pd.concat([acc, acc.assign(run=acc["run"] + "2")]), "ft")
-
-
 def test_levels_have_the_interval_of_the_score_itself(acc):
     out = forgetting.levels(acc)
     row = one(out, recipe="ft", task="arc")
@@ -333,20 +295,26 @@ def test_verdict(low, high, seeds, expected):
     assert forgetting.verdict(low, high, seeds) == expected
 
 
+def test_frames_of_before_recipes_had_a_strength(acc):
+    old = acc.drop(columns="strength")
+    for make in (forgetting.pooled, forgetting.levels, flips.table):
+        pd.testing.assert_frame_equal(make(old), make(acc))
+
+
 def test_flips(acc):
     # base 1 1 1 0, tuned 0 1 0 0: two of four forgotten, none gained; a_pre 3/4, a_post 1/4
-    row = one(forgetting.flips(acc.assign(choices=4)))
+    row = one(flips.table(acc.assign(choices=4)))
     assert (row["forgotten"], row["gained"], row["n"]) == (0.5, 0, 4)
     # chance (1 - 3/4)(1 - 1/4)/3 = 1/16; ceiling (4 * 3/4 - 1)/3 = 2/3
     assert row["chance"] == pytest.approx(1 / 16)
     assert row["forgotten_adjusted"] == pytest.approx(0.5 - 1 / 16)
     assert row["gained_adjusted"] == pytest.approx(-1 / 16)
     assert row["forgotten_max"] == pytest.approx(2 / 3)
-    row = one(forgetting.flips(acc))
+    row = one(flips.table(acc))
     assert row["forgotten"] == 0.5
     assert np.isnan(row["chance"])
     with pytest.raises(UserError, match="no metric acc"):
-        forgetting.flips(acc.assign(metric="margin"))
+        flips.table(acc.assign(metric="margin"))
 
 
 @pytest.fixture

@@ -49,7 +49,7 @@ def frontier(
 
     drops: frame of `forgetting.pooled`. target: metric of the target; NLL is on a log axis where it spans
     more than a factor of ten. Intervals are those of each score itself; recipes share items, so they are
-    compared by paired differences (`forgetting.against`), not by whether intervals overlap.
+    compared by paired differences (`verdicts`), not by whether intervals overlap.
     Returns the drawn frame: recipe, `SETTINGS`, n_seeds, level, x, x_low, x_high, y, y_low, y_high, label.
     """
     ends = ["base", "base_low", "base_high", "tuned", "tuned_low", "tuned_high"]
