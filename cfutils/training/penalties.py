@@ -31,8 +31,8 @@ def ewc(parameters: Iterable[Tensor], reference: Iterable[Tensor], fisher: Itera
     """1/2 sum_i F_i (theta_i - theta_0i)^2 (elastic weight consolidation, arXiv 1612.00796, eq. 3).
 
     With F of `fisher_of` it is the diagonal of the second-order expansion of KL(base || tuned) per token; weights far
-    above 1 (the recipe's default is 100) make up for what the diagonal leaves out. Those of others (1e3 to 1e5) belong to
-    gradients of batches, whose squares are smaller.
+    above 1 (the recipe's default is 100) make up for what the diagonal leaves out. Those of others (1e3 to 1e5) belong
+    to gradients of batches, whose squares are smaller.
     """
     parts = zip(parameters, reference, fisher, strict=True)
     return 0.5 * torch.stack([(f * (p - r).float().square()).sum() for p, r, f in parts]).sum()
