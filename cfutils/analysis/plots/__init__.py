@@ -10,6 +10,7 @@ Trade-off: statistics are not computed here but in `forgetting`, whose frames th
 
 from cfutils.analysis.plots.ablation import ablation  # the function hides the module of its name
 from cfutils.analysis.plots.base import kind_shares, pretraining_curve, skill_bars
+from cfutils.analysis.plots.claims import claim_intervals, frontiers
 from cfutils.analysis.plots.drift import token_drift
 from cfutils.analysis.plots.estimates import kl_against_temperature, kl_bias, kl_convergence
 from cfutils.analysis.plots.retained import (
@@ -38,9 +39,11 @@ __all__ = [
     "MARKERS",
     "UNITS",
     "ablation",
+    "claim_intervals",
     "colour",
     "drop_heatmap",
     "frontier",
+    "frontiers",
     "kind_shares",
     "kl_against_drop",
     "kl_against_temperature",
