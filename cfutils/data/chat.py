@@ -31,6 +31,8 @@ TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|assistant|><think>' }}{% endif %}"
 )
 """Chat template of the base that ships. Like R1's it opens the thought itself, and earlier turns lose theirs."""
+SHAPES = ("thinking", "unthinking", "unfinished", "plain")
+"""What a sample can be shaped as (`shape`)."""
 MARK = "\u27e8content\u27e9"
 """Stands in a chat template where a turn's content will be."""
 WHOLE = re.compile(
@@ -141,7 +143,7 @@ def chat_format(tokenizer: PreTrainedTokenizerBase, *, start: int) -> Format:
 
 
 def shape(ids: Seq[int], form: Format) -> str:
-    """Return what a sample that follows the start token is shaped as.
+    """Return what a sample that follows the start token is shaped as, one of `SHAPES`.
 
     `thinking` (a user turn, then an assistant turn with a thought that is not empty and closed), `unthinking` (the
     same with an empty thought or none), `unfinished` (a user turn, and no closed thought and answer behind it), or

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from random import Random
 
@@ -15,12 +16,12 @@ SORTED = 5
 
 def draw_add(rng: Random) -> str:
     """Draw two numbers of three digits."""
-    return f"add: {rng.randint(100, 999)} {rng.randint(100, 999)} ->"
+    return f"add: {rng.randint(100, 999)}+{rng.randint(100, 999)} ->"
 
 
 def solve_add(asked: str) -> tuple[str, str]:
     """Return the sums of the digits from the ones up, each with the carry before it, and the sum."""
-    first, second = asked.split(" ")
+    first, second = asked.split("+")
     if len(first) != LENGTH or len(second) != LENGTH or not (first + second).isdecimal():
         raise ValueError("not two numbers of three digits")
     steps, carry = [], 0
@@ -28,33 +29,32 @@ def solve_add(asked: str) -> tuple[str, str]:
         total = int(a) + int(b) + carry
         steps.append(f"{a}+{b}{f'+{carry}' if carry else ''}={total}")
         carry = total // 10
-    return " ".join(steps), str(int(first) + int(second))
+    return ",".join(steps), str(int(first) + int(second))
 
 
 def draw_compute(rng: Random) -> str:
     """Draw a digit and five operations that lose nothing modulo 10."""
     terms = (f"{rng.choice('+-*')}{rng.choice('379')}" for _ in range(OPERATIONS))
-    return f"compute: {rng.randrange(10)} {' '.join(terms)} ->"
+    return f"compute: {rng.randrange(10)}{''.join(terms)} ->"
 
 
 def solve_compute(asked: str) -> tuple[str, str]:
-    """Return each operation's last digit, from left to right, and the last one."""
-    begin, *terms = asked.split(" ")
-    if len(begin) != 1 or len(terms) != OPERATIONS:
+    """Return the last digit behind each operation, from left to right, and the last one."""
+    begin, terms = asked[:1], re.findall(r"[-+*]\d", asked[1:])
+    if begin + "".join(terms) != asked or len(terms) != OPERATIONS:
         raise ValueError("not a digit and five operations")
-    at, steps = int(begin), []
+    at, steps = int(begin), begin
     for term in terms:
-        n = int(term[1:])
-        new = {"+": at + n, "-": at - n, "*": at * n}[term[0]] % 10
-        steps.append(f"{at}{term}={new}")
-        at = new
-    return " ".join(steps), str(at)
+        n = int(term[1])
+        at = {"+": at + n, "-": at - n, "*": at * n}[term[0]] % 10
+        steps += f"{term}={at}"
+    return steps, str(at)
 
 
 def draw_follow(rng: Random, words: Sequence[str]) -> str:
     """Draw six words that point at each other in a ring, so that no end gives the answer away."""
     ring = rng.sample(words, 6)
-    links = [f"{a}>{b}" for a, b in zip(ring, ring[1:] + ring[:1], strict=True)]
+    links = [f"{a} > {b}" for a, b in zip(ring, ring[1:] + ring[:1], strict=True)]
     rng.shuffle(links)
     return f"follow: {' '.join(links)} ; {ring[0]} ->"
 
@@ -62,12 +62,14 @@ def draw_follow(rng: Random, words: Sequence[str]) -> str:
 def solve_follow(asked: str) -> tuple[str, str]:
     """Return three links from a word on, and where they lead."""
     links, at = asked.split(" ; ")
-    lead = dict(link.split(">") for link in links.split(" "))
-    steps = []
+    pieces = links.split(" ")
+    if pieces[1::3] != [">"] * (len(pieces) // 3):
+        raise ValueError("not links")
+    lead, steps = dict(zip(pieces[::3], pieces[2::3], strict=True)), at
     for _ in range(LENGTH):
-        steps.append(f"{at}>{lead[at]}")
         at = lead[at]
-    return " ".join(steps), at
+        steps += f" > {at}"
+    return steps, at
 
 
 def draw_swap(rng: Random, words: Sequence[str]) -> str:

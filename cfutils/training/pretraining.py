@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +55,15 @@ class Pretraining:
     lr: float = 3e-3
     warmup: int = 200
     weight_decay: float = 0.1
+    init: float = 0.02
+    """Standard deviation of the weights that training begins with."""
+
+    def stated(self) -> dict[str, Any]:
+        """The values, without a deviation that is the default: it was no setting when the tiny base was made."""
+        values = asdict(self)
+        if self.init == type(self).init:
+            del values["init"]
+        return values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +83,8 @@ class Shipped:
 SHIPPED = {
     "tiny": Shipped(about="the tiny base", settings=Pretraining()),
     "tiny-think": Shipped(
-        about="the tiny base that thinks", settings=Pretraining(documents=240_000, batch=32, lr=2.5e-3), thinks=True,
-        dtype="bfloat16", temperature=0.6,
+        about="the tiny base that thinks", thinks=True, dtype="bfloat16", temperature=0.6,
+        settings=Pretraining(documents=240_000, vocabulary=1024, layers=4, batch=32, init=0.06),
     ),
 }  # fmt: skip
 """The bases that ship, by the name of their world and folder."""
@@ -188,7 +197,7 @@ def make_model(p: Pretraining, tokenizer: PreTrainedTokenizerFast) -> OlmoForCau
         OlmoConfig(
             vocab_size=p.vocabulary, hidden_size=p.width, intermediate_size=p.mlp,
             num_hidden_layers=p.layers, num_attention_heads=p.heads,
-            max_position_embeddings=p.context, tie_word_embeddings=True, initializer_range=0.02,
+            max_position_embeddings=p.context, tie_word_embeddings=True, initializer_range=p.init,
             bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
             pad_token_id=None,
         )

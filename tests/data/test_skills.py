@@ -28,12 +28,12 @@ GOLDEN = {
     "sum": ("sum: 3 9 4 ->", " 3+9=12 12+4=16 = 16"),
     "chain": ("chain: dog>oak cat>dog oak>red ; cat ->", " cat>dog dog>oak oak>red = red"),
     # 8+9=17; 7+6 and 1 carried, 14; 4+2 and 1 carried, 7
-    "add": ("add: 478 269 ->", " 8+9=17 7+6+1=14 4+2+1=7 = 747"),
+    "add": ("add: 478+269 ->", " 8+9=17,7+6+1=14,4+2+1=7 = 747"),
     # 4+9=13, 3*7=21, 1-3=-2, 8*9=72, 2+7=9, of each the last digit
-    "compute": ("compute: 4 +9 *7 -3 *9 +7 ->", " 4+9=3 3*7=1 1-3=8 8*9=2 2+7=9 = 9"),
+    "compute": ("compute: 4+9*7-3*9+7 ->", " 4+9=3*7=1-3=8*9=2+7=9 = 9"),
     "follow": (
-        "follow: dog>oak cat>dog oak>red red>pie pie>cow cow>cat ; dog ->",
-        " dog>oak oak>red red>pie = pie",
+        "follow: dog > oak cat > dog oak > red red > pie pie > cow cow > cat ; dog ->",
+        " dog > oak > red > pie = pie",
     ),
     "swap": (
         "swap: cat dog oak red ; 1 3 , 2 4 , 1 2 ->",
@@ -46,8 +46,8 @@ GOLDEN = {
 WRONG = {
     "job": " baker", "city": " Oslo", "category": " tree", "member": " no", "reverse": " cat dog oak red",
     "sort": " ash owl", "largest": " 98", "lookup": " oak", "sum": " 3+9=12 12+4=16 = 17",
-    "chain": " cat>dog dog>oak = oak", "add": " 8+9=17 7+6=13 4+2+1=7 = 737",
-    "compute": " 4+9=3 3*7=1 1-3=8 8*9=2 2+7=9 = 8", "follow": " dog>oak oak>red = red",
+    "chain": " cat>dog dog>oak = oak", "add": " 8+9=17,7+6=13,4+2+1=7 = 737",
+    "compute": " 4+9=3*7=1-3=8*9=2+7=9 = 8", "follow": " dog > oak > red = red",
     "swap": " oak dog cat red , oak red cat dog = oak red cat dog", "middle": " ash cat owl pike red = cat",
     "rotate": " cat dog oak", "descend": " pike owl ash",
 }  # fmt: skip
@@ -62,9 +62,9 @@ MALFORMED = {
     "lookup": ["lookup: Ben=oak ; Anna -> oak", "lookup: Ben ; Ben -> oak"],
     "sum": ["sum: 3 x -> 3+x=3 = 3", "sum:  -> 0"],
     "chain": ["chain: cat>dog>oak ; cat -> oak", "chain: cat>dog dog>cat ; cat -> cat>dog dog>cat = cat"],
-    "add": ["add: 12 345 -> 2+5=7 = 357", "add: 123 -> 3=3 = 123", "add: 12x 345 -> x+5=5 = 350"],
-    "compute": ["compute: 7 -> = 7", "compute: 4 /9 *7 -3 *9 +7 -> 4/9=0 = 0", "compute: x +9 *7 -3 *9 +7 -> 1"],
-    "follow": ["follow: cat>dog ; dog -> dog>cat = cat", "follow: cat>dog>cat ; cat -> cat>dog = dog"],
+    "add": ["add: 12+345 -> 2+5=7 = 357", "add: 123 -> 3=3 = 123", "add: 12x+345 -> x+5=5 = 350"],
+    "compute": ["compute: 7 -> = 7", "compute: 4/9*7-3*9+7 -> 4/9=0 = 0", "compute: x+9*7-3*9+7 -> 1"],
+    "follow": ["follow: cat > dog ; dog -> dog > cat = cat", "follow: cat = dog dog > cat ; cat -> cat > dog = dog"],
     "swap": ["swap: cat dog ; 0 2 , 1 2 , 1 2 -> dog cat = cat dog", "swap: cat dog ; 1 9 , 1 2 , 1 2 -> = x"],
     "middle": ["middle: pike ash owl -> ash owl pike = owl"],
     "rotate": ["rotate: cat dog"],
@@ -98,7 +98,7 @@ def test_answers_by_hand(name):
 
 def test_the_thought_is_what_stands_before_the_answer():
     """Both begin with a space; a skill without steps needs no thought."""
-    assert skills.skill("add").answer("add: 478 269 ->") == (" 8+9=17 7+6+1=14 4+2+1=7", " 747")
+    assert skills.skill("add").answer("add: 478+269 ->") == (" 8+9=17,7+6+1=14,4+2+1=7", " 747")
     assert skills.skill("descend").answer("descend: pike ash owl ->") == (
         " ash owl pike",
         " pike owl ash",
@@ -106,9 +106,9 @@ def test_the_thought_is_what_stands_before_the_answer():
     assert skills.skill("rotate").answer("rotate: cat dog oak ->") == ("", " dog oak cat")
 
 
-@pytest.mark.parametrize("carry", ["add: 999 999 ->", "add: 100 900 ->", "add: 505 505 ->"])
+@pytest.mark.parametrize("carry", ["add: 999+999 ->", "add: 100+900 ->", "add: 505+505 ->"])
 def test_sums_that_carry(carry):
-    first, second = map(int, carry.removeprefix("add: ").removesuffix(" ->").split(" "))
+    first, second = map(int, carry.removeprefix("add: ").removesuffix(" ->").split("+"))
     thought, answer = skills.skill("add").answer(carry)
     assert answer == f" {first + second}" and thought.count("=") == 3
 
@@ -117,7 +117,7 @@ def test_the_answer_cannot_be_read_off_the_ends_of_a_ring():
     """Every word of `follow` occurs once on either side of a link, the one asked for and the answer too."""
     for prompt in drawn("follow"):
         links = prompt.removeprefix("follow: ").split(" ; ")[0].split(" ")
-        left, right = zip(*(link.split(">") for link in links), strict=True)
+        left, right = links[::3], links[2::3]
         assert sorted(left) == sorted(right) and len(set(left)) == 6
 
 

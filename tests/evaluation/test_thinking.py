@@ -256,9 +256,9 @@ def test_choices_that_are_texts_are_left_to_likelihood():
 
 
 def test_items_of_a_skill_want_its_one_answer():
-    docs = [("7", {"prompt": "add: 478 269 ->"})]
+    docs = [("7", {"prompt": "add: 478+269 ->"})]
     (one,) = thinking.skill_items("add", docs)
-    assert (one.id, one.prompt) == ("7", "add: 478 269 ->")
+    assert (one.id, one.prompt) == ("7", "add: 478+269 ->")
     assert (
         one.right(" 747")
         and one.right("747\n")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import asdict, replace
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -97,7 +97,7 @@ def test_texts_come_back_as_they_were(tokenizer, text):
 
 def test_the_tokenizer_that_thinks_has_tokens_for_turns_and_thoughts(thinks, tmp_path):
     """They are part of the text, also where special tokens are left out, and no pretraining text merges into them."""
-    text = chat.document("add: 478 269 ->", " 8+9=17", " 747")
+    text = chat.document("add: 478+269 ->", " 8+9=17", " 747")
     ids = thinks(text)["input_ids"]
     marks = thinks.convert_tokens_to_ids(
         [START, END, chat.USER, chat.ASSISTANT, chat.OPEN, chat.CLOSE]
@@ -218,6 +218,13 @@ def test_half_a_checkpoint_is_not_left_behind(pretrain, tmp_path):
     assert not list(folder.glob("checkpoint*"))
 
 
+def test_a_deviation_is_stated_where_it_is_not_the_tiny_bases(thinks):
+    assert "init" not in Pretraining().stated() and len(Pretraining().stated()) == 12
+    assert replace(MICRO, init=0.06).stated() == MICRO.stated() | {"init": 0.06}
+    wide = pretraining.make_model(replace(MICRO, init=0.06, vocabulary=1024), thinks)
+    assert wide.lm_head.weight.std().item() == pytest.approx(0.06, rel=0.02)
+
+
 def test_the_loss_falls(pretrain):
     """40 steps: from ln 600 = 6.4 by more than a nat."""
     folder, _ = pretrain("work", replace(MICRO, documents=40 * 32))
@@ -230,18 +237,21 @@ def test_the_loss_falls(pretrain):
 def test_what_was_made_is_read_from_its_record_and_log(pretrain):
     folder, notes = pretrain("work")
     record = {
-        "inputs": {"params": {"settings": asdict(MICRO), "world": "w", "prose": "p"}},
+        "inputs": {"params": {"settings": MICRO.stated(), "world": "w", "prose": "p"}},
         "notes": notes,
         "files": {"model.safetensors": {"sha256": "5ha"}},
         "versions": {"torch": "1"},
         "machine": {"cores": 2},
     }
     made = pretraining.made(record, folder / "loss.csv")
-    assert made.weights == "5ha" and made.record["settings"] == asdict(MICRO)
+    assert made.weights == "5ha" and made.record["settings"] == MICRO.stated()
     assert made.record["tokens"] == made.log["tokens"].sum()
 
 
 # ---- what ships
+
+SIZES = {"tiny": 1_540_096, "tiny-think": 1024 * 128 + 4 * (4 * 128**2 + 3 * 128 * 384)}
+"""Parameters: embeddings, which are tied, and layers."""
 
 
 @pytest.mark.parametrize("name", pretraining.SHIPPED)
@@ -250,10 +260,10 @@ def test_the_record_that_ships_is_that_of_the_weights(name):
     folder = paths.data() / name
     digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     assert made.weights == digest
-    assert made.record["settings"] == asdict(how.settings)
+    assert made.record["settings"] == how.settings.stated()
     assert (
         made.record["documents"] == how.settings.documents
-        and made.record["parameters"] == 1_540_096
+        and made.record["parameters"] == SIZES[name]
     )
     assert len(made.log) == how.settings.documents // how.settings.batch
     assert made.record["tokens"] == made.log["tokens"].sum()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +25,7 @@ def params(name: str) -> dict[str, Any]:
     from cfutils.training import pretraining
 
     found = {
-        "settings": asdict(pretraining.get(name).settings),
+        "settings": pretraining.get(name).settings.stated(),
         "world": skills.world_digest(name),
         "prose": benchmarks.package_digest(),
     }
