@@ -230,7 +230,7 @@ def target(
 
     name: the target, a name of the table in `data.targets` or the path of a JSONL file.
     examples, sequences: its held-out items, and the same as tokens.
-    n_generate: items answered by generation, where the target's task asks for generated answers.
+    n_generate: items answered by generation, where the target's task asks for generated answers or the base thinks.
     group: what the scores are named in the frame. own_task: whether the target's lm-eval task is scored.
     answers: how a base that thinks answers (the values of `thinking.Answering`), written to answers.parquet.
     """
@@ -244,7 +244,7 @@ def target(
         rows.append([group, label, "nll", example.id, nll.mean(), len(nll)])
         rows.append([group, label, "bpb", example.id, text / (n_bytes * math.log(2)), n_bytes])
     items = pd.DataFrame(rows, columns=ITEM)
-    wanted = n_generate if row.generates else len(examples)
+    wanted = n_generate if row.generates or answers else len(examples)
     if row.task and own_task and wanted:
         docs = [e.doc for e in examples[:wanted]] if row.local else None
         task = benchmarks.lm_eval_task(row.task, docs=docs, hub=not row.local)
