@@ -25,7 +25,7 @@ lint: $(READY) ## ruff
 	@$(BIN)/ruff check .
 
 lab: $(READY) ## open the notebooks in JupyterLab
-	@$(BIN)/jupyter lab notebooks
+	@OMP_WAIT_POLICY=passive $(BIN)/jupyter lab notebooks
 
 # Peers that only the benchmarks measure; what they need is there already.
 $(VENV)/.peers: $(READY) pyproject.toml
