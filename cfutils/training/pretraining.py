@@ -84,7 +84,7 @@ SHIPPED = {
     "tiny": Shipped(about="the tiny base", settings=Pretraining()),
     "tiny-think": Shipped(
         about="the tiny base that thinks", thinks=True, dtype="bfloat16", temperature=0.6,
-        settings=Pretraining(documents=240_000, vocabulary=1024, layers=4, batch=32, init=0.06),
+        settings=Pretraining(documents=320_000, vocabulary=1024, layers=4, batch=32, init=0.06),
     ),
 }  # fmt: skip
 """The bases that ship, by the name of their world and folder."""
