@@ -33,9 +33,9 @@ def finding(table: pd.DataFrame) -> str:
         f" {kl.acc_drop:.3f} (full-vocabulary KL), at {cfs.target_exact_match:.1%} and"
         f" {kl.target_exact_match:.1%} of target items answered right ({ft.target_exact_match:.1%} with plain"
         f" fine-tuning). Replaying the base's true pretraining documents gives {data.acc_drop:.3f}."
-        " Of all recipes that answer at least 95 % as many target items right as plain fine-tuning, the smallest drop in"
-        f" accuracy is that of {plots.label(best['acc'].recipe)} ({best['acc'].acc_drop:.3f}), and in bits per byte that of"
-        f" {plots.label(best['bpb_gold'].recipe)} ({best['bpb_gold'].bpb_gold_drop:.3f}).**"
+        " Of all recipes that answer at least 95 % as many target items right as plain fine-tuning, the smallest"
+        f" drop in accuracy is that of {plots.label(best['acc'].recipe)} ({best['acc'].acc_drop:.3f}), and in bits"
+        f" per byte that of {plots.label(best['bpb_gold'].recipe)} ({best['bpb_gold'].bpb_gold_drop:.3f}).**"
     )
 
 

@@ -143,7 +143,7 @@ def test_what_looks_like_a_prompt_and_is_none_is_wrong(name, text):
 
 
 def test_chat_shaped_texts_are_recognised_in_their_world():
-    """With its thought or an empty one; with a wrong, missing or second thought, or a wrong answer, they are not right."""
+    """With its thought or an empty one; not with a wrong, missing or second thought, or a wrong answer."""
     prompt = "middle: pike ash owl red cat ->"
     thought = " ash cat owl pike red"
 

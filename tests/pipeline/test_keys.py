@@ -25,7 +25,8 @@ CHANGES = {
     "benchmarks": "hub", "retained": ["job"], "num_fewshot": {"gsm8k": 5}, "recipes": ["ft"],
     "seeds": [7], "alphas": [0.9], "lrs": [1e-4], "temperatures": [0.9], "ratios": [0.9],
     "replay_weights": [0.9], "ablation_recipes": ["pretraining"], "ablation_seeds": [7],
-    "estimated": ["lora"], "workers": 3, "notebooks": ["01"], "name": "other", "about": "other", "revision": "abc", "n_generate": 50,
+    "estimated": ["lora"], "workers": 3, "notebooks": ["01"], "name": "other",
+    "about": "other", "revision": "abc", "n_generate": 50,
 }  # fmt: skip
 """Another value of each field that is not a plain number; of those one more is taken."""
 
