@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 BASE = {"recipe": "base", "seed": -1, "lr": None, "temperature": None, "ratio": None,
         "replay_weight": None, "alpha": None, "strength": None}  # fmt: skip
-NUMBERS = ["lr", "temperature", "ratio", "replay_weight", "alpha", "strength"]
 SHOWN = ("torch", "transformers")
 """Versions that `provenance` shows; records hold more."""
 MIX = ("target_tokens", "replay_tokens", "ratio_reached", "shortfall", "steps", "seconds")
@@ -338,4 +337,4 @@ def _short(value: Any) -> str:
 def beside(settings: dict[str, Any], frame: pd.DataFrame) -> pd.DataFrame:
     """Put a run's settings in columns before a frame's own."""
     columns = pd.DataFrame({k: [v] * len(frame) for k, v in settings.items()}, index=frame.index)
-    return pd.concat([columns.astype(dict.fromkeys(NUMBERS, float)), frame], axis=1)
+    return pd.concat([columns.astype(dict.fromkeys(forgetting.SETTINGS, float)), frame], axis=1)
