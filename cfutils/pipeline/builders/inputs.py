@@ -95,11 +95,12 @@ class Inputs:
             found.append(new if len(self.encode(new).ids) <= limit else example)
         return found
 
-    def documents(self, n: int) -> list[Sequence]:
-        """Return the first documents of the tiny base's own pretraining."""
-        from cfutils.training.pretraining import Pretraining
+    def documents(self, n: int, world: str) -> list[Sequence]:
+        """Return the first documents of the pretraining of the base that knows a world."""
+        from cfutils.training import pretraining
 
-        texts = [one.text for one in corpus.documents(n, seed=Pretraining().seed)]
+        seed = pretraining.get(world).settings.seed
+        texts = [one.text for one in corpus.documents(n, seed=seed, world=world)]
         return self._whole(texts, end=self.tokenizer.eos_token_id)
 
     def prose(self, kind: str, *, heldout: bool, n: int) -> list[Sequence]:

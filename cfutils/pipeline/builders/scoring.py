@@ -38,7 +38,7 @@ def target(work: Path, needs: Needs, params: dict[str, Any], session: Session) -
         work, session.model(folder, params["dtype"]), folder, params["target_name"], examples,
         [inputs.encode(example) for example in examples], n_generate=params["n_generate"],
         max_new_tokens=params["max_new_tokens"], chat_template=params["target"]["chat_template"],
-        execution=session.execution,
+        execution=session.execution, answers=params.get("answers"),
     )  # fmt: skip
     return {"precision": params["dtype"]}
 
@@ -60,6 +60,7 @@ def validation(work: Path, needs: Needs, params: dict[str, Any], session: Sessio
         [inputs.encode(example) for example in examples], n_generate=params["n_generate"],
         max_new_tokens=params["max_new_tokens"], chat_template=params["target"]["chat_template"],
         execution=session.execution, group="validation", own_task=targets.target(name).local,
+        answers=params.get("answers"),
     )  # fmt: skip
     return {"precision": params["dtype"]}
 
@@ -97,7 +98,7 @@ def estimate(work: Path, needs: Needs, params: dict[str, Any], session: Session)
     if params["source"] == "text":
         batch = Inputs(base, session, params).prose("wikipedia", heldout=True, n=n)
     elif params["source"] == "pretraining":
-        batch = Inputs(base, session, params).documents(n)
+        batch = Inputs(base, session, params).documents(n, params.get("world_name", "tiny"))
     else:
         batch = sequences.from_samples(needs["samples"].table("samples")[:n])
     states = BaseStates(session.model(base, params["dtype"]), limit=limit)  # not kept: used once

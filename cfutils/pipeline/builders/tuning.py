@@ -31,7 +31,7 @@ def tuned(work: Path, needs: Needs, params: dict[str, Any], session: Session) ->
         case {"source": "text", "n": n}:
             pool = inputs.prose("wikipedia", heldout=False, n=n)
         case {"source": "pretraining", "n": n}:
-            pool = inputs.documents(n)
+            pool = inputs.documents(n, params["replay"].get("world_name", "tiny"))
         case {"sources": names}:
             pool = mixing.even([sequences.from_samples(needs[name].table("samples")) for name in names])
         case _:
