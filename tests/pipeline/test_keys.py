@@ -16,6 +16,8 @@ ABOUT = {"name", "about", "notebooks", "workers"}
 BOTH = {"engine", "chunk"}
 """Fields of `Execution` that decide samples too: each chunk of an engine's call has its own seed."""
 EXECUTION = {f.name for f in dataclasses.fields(Execution)} - BOTH
+THINKING = {"think_budget", "answers_per_item", "answer_temperature"}
+"""Fields of a base that thinks."""
 STUDIES = (*recipes.STUDIES, "samples", "mixture", "estimates")
 CHANGES = {
     "base": "asset:smollm2", "start_token": "<|end|>", "chat_template": True, "dtype": "bfloat16",
@@ -26,7 +28,7 @@ CHANGES = {
     "seeds": [7], "alphas": [0.9], "lrs": [1e-4], "temperatures": [0.9], "ratios": [0.9],
     "replay_weights": [0.9], "ablation_recipes": ["pretraining"], "ablation_seeds": [7],
     "estimated": ["lora"], "workers": 3, "notebooks": ["01"], "name": "other",
-    "about": "other", "revision": "abc", "n_generate": 50,
+    "about": "other", "revision": "abc", "n_generate": 50, "think_budget": 32, "answer_temperature": 0.9,
 }  # fmt: skip
 """Another value of each field that is not a plain number; of those one more is taken."""
 
@@ -58,8 +60,10 @@ def test_a_field_decides_keys_or_is_stated_not_to(name, everything, own):
         )
     if name == "base":
         everything = dataclasses.replace(everything, recipes=("ft",), ablation_recipes=("cfs",))
+    if name in THINKING:
+        everything = dataclasses.replace(everything, chat_template=True, think_budget=64)
     changed = dataclasses.replace(everything, **{name: new})
-    decides = keys(changed) != (own if name not in ("revision", "base") else keys(everything))
+    decides = keys(changed) != (keys(everything) if name in {"revision", "base", *THINKING} else own)
     assert decides == (name not in ABOUT | EXECUTION)
 
 
