@@ -5,14 +5,22 @@ Its pretraining mixture is known, so its samples can be compared with what it wa
 
 from __future__ import annotations
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from cfutils.analysis.plots.style import SERIES, error_bars, figure, label, legend, points, some
+from cfutils.analysis.plots.style import (
+    SERIES,
+    error_bars,
+    figure,
+    label,
+    legend,
+    points,
+    shades,
+    some,
+)
 from cfutils.errors import invalid_value
 
 ENOUGH = 0.8
@@ -130,7 +138,7 @@ def kind_shares(shares: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     )
     panels = [source for source in PANELS if (data["source"] == source).any()]
     some(data[data["source"] != "mixture"], "shares of samples")
-    shades = _shades(data["temperature"])
+    hues = shades(data["temperature"])
     lines = int(data.groupby("source")["temperature"].nunique().max())
     wide = [PANELS[source][1] for source in panels]
     fig, axes = figure(
@@ -141,7 +149,7 @@ def kind_shares(shares: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     )  # fmt: skip
     for ax, source in zip(axes.flat, panels, strict=True):
         _declared(ax, data[data["source"] == "mixture"], kinds)
-        _shares(ax, data[data["source"] == source], kinds, shades)
+        _shares(ax, data[data["source"] == source], kinds, hues)
         ax.set_title(PANELS[source][0], loc="left")
         ax.set_xlabel("share of texts")
         ax.set_xlim(left=-0.02 * ax.get_xlim()[1])  # so that a point at zero is not cut
@@ -155,13 +163,6 @@ def kind_shares(shares: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     return fig, data
 
 
-def _shades(temperatures: pd.Series) -> dict[float, np.ndarray]:
-    """One colour per temperature, the lowest darkest."""
-    found = sorted(temperatures.dropna().unique())
-    colours = mpl.colormaps["viridis"](np.linspace(0.05, 0.85, len(found)))
-    return dict(zip(found, colours, strict=True))
-
-
 def _declared(ax: Axes, mixture: pd.DataFrame, kinds: list[str]) -> None:
     """Draw a tick at each declared share, across the row of its kind; every other row is shaded."""
     for place in range(1, len(kinds), 2):
@@ -171,14 +172,14 @@ def _declared(ax: Axes, mixture: pd.DataFrame, kinds: list[str]) -> None:
               label="declared in the mixture")  # fmt: skip
 
 
-def _shares(ax: Axes, shares: pd.DataFrame, kinds: list[str], shades: dict) -> None:
+def _shares(ax: Axes, shares: pd.DataFrame, kinds: list[str], hues: dict) -> None:
     """Draw one source's shares, one series per temperature, the lowest on top."""
     many = shares["temperature"].nunique()
     shifts = np.linspace(-0.33, 0.33, many) if many > 1 else [0.0]
     marks = {"context_free": "o", "contextual": "D"}
     by_line = shares.groupby(["source", "temperature"])
     for shift, ((source, t), own) in zip(shifts, by_line, strict=True):
-        look = {"markersize": 5, "marker": marks[source], "color": shades[t]}
+        look = {"markersize": 5, "marker": marks[source], "color": hues[t]}
         if t == 1:  # the base's own distribution
             look |= {"markersize": 7.5, "markeredgecolor": "black", "markeredgewidth": 1.1}
         name = f"{source.replace('_', '-')}, T = {t:g}, n = {own['n'].max():,.0f}"

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 import textwrap
-from itertools import cycle
+from collections.abc import Iterable
+from itertools import cycle, islice
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,7 @@ from cfutils.analysis.plots.style import (
     SIDE,
     figure,
     legend,
+    shades,
     sheet,
     some,
     visible,
@@ -78,7 +80,8 @@ def samples_diagnostics(
         (9, 3.6),
         ncols=3,
     )
-    for name, hue, dash in zip(names, cycle(SERIES), cycle(["-", "--", "-.", ":"]), strict=False):
+    dashes = cycle(["-", "--", "-.", ":"])
+    for name, hue, dash in zip(names, _hues(samples, len(names)), dashes, strict=False):
         own = data[data["series"] == name]
         for ax, panel in zip(axes, bins, strict=False):
             part = own[own["panel"] == panel]
@@ -98,6 +101,14 @@ def samples_diagnostics(
     axes[2].set(xlabel="position (tokens)", ylabel="entropy (nats)")
     legend(fig, axes, columns=2)
     return fig, data
+
+
+def _hues(samples: pd.DataFrame, n: int) -> Iterable:
+    """One colour a series: by temperature where it is all they differ in, else one after the other."""
+    by_temperature = shades(samples["temperature"])
+    if len(by_temperature) == n > 1:
+        return [by_temperature[t] for t in samples["temperature"].drop_duplicates()]
+    return islice(cycle(SERIES), n)
 
 
 def _series(frame: pd.DataFrame) -> list[str]:

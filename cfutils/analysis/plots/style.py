@@ -47,6 +47,8 @@ LABELS = {
     "nll": "NLL", "bpb": "bits per byte", "acc": "accuracy", "acc_norm": "normalised accuracy",
     "margin": "margin", "bpb_gold": "answer bits per byte", "kl": "KL(base || tuned)",
     "exact_match": "exact match", "exact_match_flexible": "exact match, flexible",
+    "acc_cut": "accuracy, thought cut off", "thinks": "answers with a thought",
+    "ended": "thoughts that end", "thought_tokens": "length of the thought",
     "target": "target", "retained": "retained", "mean": "mean",
     "gsm8k": "GSM8K", "medmcqa": "MedMCQA", "hellaswag": "HellaSwag", "arc_easy": "ARC-Easy",
     "arc_challenge": "ARC-Challenge", "piqa": "PIQA", "social_iqa": "SocialIQA",
@@ -58,7 +60,7 @@ LABELS = {
     "replay_weight": "weight of the replay loss, λ", "lr": "learning rate", "alpha": "α",
     "strength": "strength",
 }  # fmt: skip
-UNITS = {"nll": "nats per token", "kl": "nats per token", "margin": "nats"}
+UNITS = {"nll": "nats per token", "kl": "nats per token", "margin": "nats", "thought_tokens": "tokens"}
 _SHORT = {"temperature": "T", "ratio": "ratio", "replay_weight": "λ", "lr": "lr", "alpha": "α",
           "strength": "s"}  # fmt: skip
 MONO = "DejaVu Sans Mono"
@@ -94,6 +96,13 @@ def colour(recipe: str) -> str:
 def ink(recipe: str) -> str:
     """Return a recipe's colour darkened, for text: the light ones are hard to read on white."""
     return to_hex(np.array(to_rgb(colour(recipe))) * 0.72)
+
+
+def shades(values: pd.Series) -> dict[float, np.ndarray]:
+    """Return one colour for each value of a setting, the lowest darkest; NaN has none."""
+    found = sorted(values.dropna().unique())
+    colours = mpl.colormaps["viridis"](np.linspace(0.05, 0.85, len(found)))
+    return dict(zip(found, colours, strict=True))
 
 
 def with_unit(metric: str) -> str:
