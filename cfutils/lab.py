@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import pandas as pd
 
-from cfutils import paths, recipes
+from cfutils import paths
 from cfutils.analysis import bootstrap, forgetting, mixture_fit, selection
 from cfutils.data import chat
 from cfutils.pipeline.results import Shipped
@@ -26,14 +26,13 @@ from cfutils.pipeline.steps import Steps, groups
 from cfutils.pipeline.store import Artifact, Step, Store
 from cfutils.profiles import FIELDS, Profile, load
 from cfutils.recipes import Plan
+from cfutils.studies import BASE, beside, planned
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from cfutils.training.pretraining import Made
 
-BASE = {"recipe": "base", "seed": -1, "lr": None, "temperature": None, "ratio": None,
-        "replay_weight": None, "alpha": None, "strength": None}  # fmt: skip
 SHOWN = ("torch", "transformers")
 """Versions that `provenance` shows; records hold more."""
 MIX = ("target_tokens", "replay_tokens", "ratio_reached", "shortfall", "steps", "seconds")
@@ -170,12 +169,10 @@ class Lab:
 
         Raises `UserError` before any work if a task cannot be scored, or the disk cannot hold what is missing.
         """
-        steps = self.steps
         if name == "frontier":
-            rates = self.choice().set_index("recipe")["lr"].to_dict()
-            steps = Steps(self.profile, self.store, rates=rates)
-        self._build(steps.study(name))
-        plans = steps.plans(name)
+            self.choice()  # decides its learning rates
+        needed, plans = planned(self.profile, self.store, name)
+        self._build(needed)
         items, scores = [], []
         for plan in (None, *plans):
             run = self.steps.run(plan).key if plan else self.steps.base.key
@@ -336,36 +333,7 @@ class Lab:
                 self.store.ensure_here(step, self.session)
 
 
-def planned(profile: Profile, store: Store, study: str) -> tuple[list[Step], list[Plan]]:
-    """Return the steps and the runs of a study as `Lab.study` will see them; nothing is built.
-
-    The frontier's learning rates are those chosen if every run of the selection has been scored, else the profile's.
-    """
-    steps = Steps(profile, store)
-    if study == "frontier":
-        steps = Steps(profile, store, rates=_known_rates(steps))
-    return steps.study(study), steps.plans(study) if study in recipes.STUDIES else []
-
-
-def _known_rates(steps: Steps) -> dict[str, float]:
-    frames = []
-    for plan in recipes.study(steps.profile, "selection"):
-        artifact = steps.store.find(steps.scores(plan, "validation"))
-        if artifact is None:
-            return {}
-        columns = {**plan.settings(), "run": steps.run(plan).key}
-        frames.append(beside(columns, artifact.table("items")))
-    chosen = selection.choose_lr(pd.concat(frames, ignore_index=True))
-    return chosen.set_index("recipe")["lr"].to_dict()
-
-
 def _short(value: Any) -> str:
     if isinstance(value, tuple):
         return ",".join(map(_short, value))
     return f"{value:g}" if isinstance(value, float) else Path(str(value)).name
-
-
-def beside(settings: dict[str, Any], frame: pd.DataFrame) -> pd.DataFrame:
-    """Put a run's settings in columns before a frame's own."""
-    columns = pd.DataFrame({k: [v] * len(frame) for k, v in settings.items()}, index=frame.index)
-    return pd.concat([columns.astype(dict.fromkeys(forgetting.SETTINGS, float)), frame], axis=1)

@@ -20,6 +20,7 @@ ORDER = (
     ("evaluation",),
     ("pipeline",),
     ("analysis",),
+    ("studies",),
     ("lab",),
     ("runner",),
     ("__main__",),

@@ -14,11 +14,12 @@ from cfutils import recipes
 from cfutils.analysis import selection
 from cfutils.data import benchmarks, prose
 from cfutils.errors import UserError
-from cfutils.lab import Lab, planned
+from cfutils.lab import Lab
 from cfutils.models import tokenizers
 from cfutils.pipeline.steps import Steps
 from cfutils.pipeline.store import Store
 from cfutils.recipes import RECIPES
+from cfutils.studies import decided, planned
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{{ eos_token }}{% endfor %}"
@@ -150,6 +151,7 @@ def small(profile):
 
 
 def test_before_the_selection_the_frontier_is_planned_at_the_profiles_rates(world, small):
+    assert not decided(small, Store(), "frontier")
     steps, plans = planned(small, Store(), "frontier")
     assert {p.lr for p in plans if p.recipe == "cfs"} == {small.lr}
     kinds = Counter(step.kind for step in steps)
@@ -173,6 +175,7 @@ def test_the_frontier_is_at_the_rates_that_validation_chose(world, small):
         expected = choice.loc[name, "lr"]
         assert rates == ({0.1 * expected, 0.3 * expected, expected} if name == "ft" else {expected})
     assert set(frontier.scores["group"]) == {"target", "retained", "probe"}
+    assert decided(small, Store(), "frontier")
     steps, plans = planned(small, Store(), "frontier")  # as a dry run sees it afterwards
     assert plans == frontier.plans and all(Store().find(step) for step in steps)
 

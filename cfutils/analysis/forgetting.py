@@ -23,6 +23,8 @@ from cfutils.errors import UserError
 from cfutils.recipes import RECIPES
 
 LOWER_IS_BETTER = frozenset({"nll", "bpb", "bpb_gold", "kl"})
+NEITHER_IS_BETTER = frozenset({"thinks", "thought_tokens"})
+"""Metrics of which neither more nor less is worse: they have `levels` and no drop."""
 ORDER = ("base", *RECIPES)
 """Recipes in the order of every legend, table and colour map."""
 SETTINGS = ["temperature", "ratio", "replay_weight", "lr", "alpha", "strength"]
@@ -74,10 +76,12 @@ def paired_drop(
     and its number of items alone.
 
     Returns columns: `RUN`, group, task, metric, base, tuned, drop, stderr, low, high, n (items),
-    level. Units are the metric's. Raises `UserError` if runs were not scored on the same items.
+    level. Units are the metric's. Metrics of `NEITHER_IS_BETTER` are left out. Raises `UserError` if runs
+    were not scored on the same items.
     """
     bootstrap.check_level(level)
     items = complete(items)
+    items = items[~items["metric"].isin(NEITHER_IS_BETTER)]
     rows, parts = [], {}
     for where, cell in items.groupby(CELL, sort=False):
         base, tuned, weight, runs = bootstrap.line_up(cell, where)

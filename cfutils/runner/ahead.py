@@ -24,12 +24,11 @@ class Ahead:
         self, needs: Sequence[list[Step]], profile: Profile, store: Store, report: Callable[[str], None]
     ) -> None:
         """`needs` holds what each notebook reads."""
-        steps = {step.key: step for tops in needs for step in store.missing(tops)}
-        self._pending, taken = [], set()
+        missing = [{step.key: step for step in store.missing(tops)} for tops in needs]
+        steps = {key: step for own in missing for key, step in own.items()}
+        self._pending, taken = [set(own) for own in missing], set()
         self.built: list[set[str]] = [set() for _ in needs]
         """Keys of what was built for each notebook."""
-        for tops in needs:
-            self._pending.append({step.key for step in store.missing(tops)})
         self._owner = {}
         for number, keys in enumerate(self._pending):
             self._owner |= {key: number for key in keys - taken}

@@ -23,10 +23,14 @@ class Job(NamedTuple):
     """The profile as this notebook's Lab will see it."""
 
     def reads(self, store: Store) -> list[Step]:
-        """Return the steps that the notebook's studies read, without doubles."""
-        from cfutils.lab import planned  # and pandas, which `cfutils list` does without
+        """Return the steps that the notebook's studies read, without doubles, as far as they are decided."""
+        from cfutils.studies import (  # and pandas, which `cfutils list` does without
+            decided,
+            planned,
+        )
 
-        studies = (planned(self.profile, store, name)[0] for name in self.notebook.studies)
+        known = (name for name in self.notebook.studies if decided(self.profile, store, name))
+        studies = (planned(self.profile, store, name)[0] for name in known)
         return list({step.key: step for steps in studies for step in steps}.values())
 
 

@@ -36,7 +36,7 @@ def plan(profile: Profile, studies: Iterable[str]) -> list[dict[str, Any]]:
     Columns: state (built, shipped, missing, or unneeded: it is upstream of shipped results alone), kind,
     label, key, seconds, changes.
     """
-    from cfutils.lab import planned  # and pandas, which `cfutils list` does without
+    from cfutils.studies import planned  # and pandas, which `cfutils list` does without
 
     store = store_of(profile)
     Steps(profile, store).check()

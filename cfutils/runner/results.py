@@ -9,7 +9,6 @@ import pandas as pd
 from cfutils import paths, profiles, recipes
 from cfutils.analysis import agreement
 from cfutils.errors import UserError, invalid_value
-from cfutils.lab import BASE, beside, planned
 from cfutils.pipeline import results
 from cfutils.pipeline.results import Shipped
 from cfutils.pipeline.steps import GROUPS, Steps, all_steps
@@ -17,6 +16,7 @@ from cfutils.pipeline.store import Store
 from cfutils.profiles import Profile
 from cfutils.runner.jobs import prepare, store_of
 from cfutils.runner.terminal import size, table
+from cfutils.studies import BASE, beside, planned
 
 HERE = "here"
 

@@ -4,13 +4,13 @@
 
 A figure and the CSV beside it can never disagree, since the function draws from the frame that it
 returns. `style` and `direct_labels` hold what figures share; `base`, `samples`, `training`, `retained`,
-`ablation`, `drift` and `estimates` draw. Every figure with intervals states in its title what they are.
+`ablation`, `drift`, `estimates` and `thinking` draw. Every figure with intervals states in its title what they are.
 Trade-off: statistics are not computed here but in `forgetting`, whose frames these functions take.
 """
 
 from cfutils.analysis.plots.ablation import ablation  # the function hides the module of its name
 from cfutils.analysis.plots.base import kind_shares, pretraining_curve, skill_bars
-from cfutils.analysis.plots.claims import claim_intervals, frontiers
+from cfutils.analysis.plots.claims import claim_intervals, frontiers, ranking
 from cfutils.analysis.plots.drift import token_drift
 from cfutils.analysis.plots.estimates import kl_against_temperature, kl_bias, kl_convergence
 from cfutils.analysis.plots.retained import (
@@ -31,6 +31,7 @@ from cfutils.analysis.plots.style import (  # the function hides the module of i
     save,
     style,
 )
+from cfutils.analysis.plots.thinking import thinking_recipes, thinking_shapes, thinking_skills
 from cfutils.analysis.plots.training import learning_rate, training_curves
 
 __all__ = [
@@ -52,6 +53,7 @@ __all__ = [
     "label",
     "learning_rate",
     "pretraining_curve",
+    "ranking",
     "recipe_bars",
     "row_labels",
     "samples_diagnostics",
@@ -59,6 +61,9 @@ __all__ = [
     "save",
     "skill_bars",
     "style",
+    "thinking_recipes",
+    "thinking_shapes",
+    "thinking_skills",
     "token_drift",
     "training_curves",
 ]

@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from cfutils.analysis.claims import ALPHA
 from cfutils.analysis.forgetting import KEYS, LOWER_IS_BETTER
 from cfutils.analysis.plots.direct_labels import Mark, label_points
 from cfutils.analysis.plots.style import (
@@ -82,6 +83,42 @@ def claim_intervals(
 def _rival(name: str) -> str:
     first, *rest = name.split(" ", 1)
     return " ".join([label(first), *rest])
+
+
+def ranking(table: pd.DataFrame, *, treatment: str = "cfs") -> tuple[Figure, pd.DataFrame]:
+    """Drop of every recipe at the treatment's target score, the smallest on top, with the paired difference in words.
+
+    table: frame of `ranking.at_one_target`. Hollow points are recipes whose frontier does not reach that target score:
+    they are drawn where they end. Returns the drawn frame.
+    """
+    data = some(table.dropna(subset=["drop"]), "recipes with a drop")
+    metric, seeds, items = data["metric"].iloc[0], data["seeds"].max(), data["items"].max()
+    title = f"How much every method forgets at the target score of {label(treatment)}"
+    title += f"\n95 % intervals over {seeds} seeds and {items:,} retained items; right: paired difference"
+    fig, ax = figure(title, (9.5, 1.6 + 0.27 * len(data)))
+    for place, row in enumerate(data.to_dict("records")):
+        bars = error_bars(row["drop"], row["low"], row["high"])[:, None]
+        same = row["reach"] == "same"
+        shade = ink(row["recipe"])
+        points(ax, [row["drop"]], [place], xerr=bars, color=shade, marker="o",
+               markerfacecolor=shade if same else "white", markeredgecolor=shade)  # fmt: skip
+        ax.annotate(_against(row, treatment), (1.02, place), xycoords=("axes fraction", "data"), va="center",
+                    fontsize=8.5, color="black" if same else "#777777")  # fmt: skip
+    ax.axvline(0, color="black", linestyle=":", linewidth=1)
+    ax.set_yticks(range(len(data)), [label(name) for name in data["recipe"]])
+    ax.set_ylim(len(data) - 0.5, -0.5)
+    ax.grid(axis="y", visible=False)
+    ax.set_xlabel(f"← forgets less    drop in {with_unit(metric)}    forgets more →")
+    return fig, data
+
+
+def _against(row: dict, treatment: str) -> str:
+    if row["recipe"] == treatment:
+        return "compared with the others"
+    if row["reach"] != "same":
+        return f"{row['reach']}: not comparable"
+    sure = row["p_adjusted"] < ALPHA
+    return f"{row['difference']:+.3f}" + ("" if sure else ", within noise")
 
 
 def family(recipe: Recipe) -> str | None:
