@@ -348,6 +348,8 @@ STUDIES: dict[str, Callable[[Profile], list[Plan]]] = {
 
 GROUPS: dict[str, tuple[str, ...]] = {"learning_rate": ("target",), "selection": ("validation",)}
 """Groups of scores of studies that do not need all: learning rates are chosen by target score alone."""
+GRIDS = ("selection", "frontier")
+"""Studies of so many runs that only their scores are kept at hand, not the training logs."""
 
 
 def study(profile: Profile, name: str) -> list[Plan]:

@@ -12,7 +12,7 @@ import functools
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,11 +83,12 @@ class Shipped:
 
 
 def export(
-    folder: Path, artifacts: Iterable[Artifact], records: Iterable[Mapping[str, Any]]
+    folder: Path, artifacts: Iterable[Artifact], records: Iterable[Mapping[str, Any]], *, tokens: Container[str]
 ) -> dict[str, int]:
     """Write the tables of artifacts, and records of what they were made from, in place of `folder`.
 
-    Returns the bytes of each file. Raises `UserError` if together they exceed `LIMIT`; then nothing changes.
+    tokens: keys of the artifacts whose scores of every token ship too, which take most room. Returns the bytes of each
+    file. Raises `UserError` if together they exceed `LIMIT`; then nothing changes.
     """
     import pandas as pd
 
@@ -95,6 +96,8 @@ def export(
     kept = {record["key"]: {**record, "files": {}, "tables": []} for record in records}
     for artifact in artifacts:
         names = [name for name in TABLES if _has(artifact, name)]
+        if artifact.key not in tokens:
+            names = [name for name in names if name != "tokens"]
         kept[artifact.key] = {**artifact.record, "files": {}, "tables": names}
         for name in names:
             frame = _public(artifact.table(name))

@@ -330,7 +330,8 @@ class Steps:
         else:
             plans: list[Plan | None] = [None, *self.plans(name)]
             tops = [self.scores(p, g) for p, g in itertools.product(plans, groups(name))]
-            tops += [self.log(plan) for plan in plans if plan and self.trains(plan)]
+            if name not in recipes.GRIDS:
+                tops += [self.log(plan) for plan in plans if plan and self.trains(plan)]
             if name == "frontier":  # whose learning rates the selection chooses
                 tops = [*self.study("selection"), *tops]
             if name == "temperature":  # and the samples themselves, with the base's entropy along them

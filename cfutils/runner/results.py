@@ -37,7 +37,9 @@ def export(name: str) -> str:
     there = [step for key, step in tops.items() if key in artifacts]
     records = [record for step in all_steps(there) if (record := store.record(step))]
     folder = paths.results(profile.name)
-    sizes = results.export(folder, artifacts.values(), records)
+    steps = Steps(profile, store)  # notebook 03 shows tokens, of the runs that compare methods
+    shown = {steps.scores(plan, "probe").key for plan in (None, *steps.plans("methods"))}
+    sizes = results.export(folder, artifacts.values(), records, tokens=shown)
     rows = [(file, size(n)) for file, n in sizes.items()]
     missing = len(tops) - len(artifacts)
     return (

@@ -204,7 +204,7 @@ def shipped(store, tmp_path) -> Shipped:
     b = text_step("b", needs={"a": text_step("a")})
     artifact = store.ensure(b, SESSION)
     folder = tmp_path / "results" / "tiny"
-    sizes = results.export(folder, [artifact], [store.record(step) for step in b.walk()])
+    sizes = results.export(folder, [artifact], [store.record(step) for step in b.walk()], tokens=())
     assert set(sizes) == {"records.parquet", "items.parquet"} and min(sizes.values()) > 0
     shutil.rmtree(store.folder)
     return Shipped(folder)
@@ -260,7 +260,7 @@ def test_results_too_large_to_ship_change_nothing(store, tmp_path, monkeypatch):
     (folder / "old").touch()
     monkeypatch.setattr(results, "LIMIT", 100)
     with pytest.raises(UserError, match=r"at most 0\.0001 MB .* largest file is records\.parquet"):
-        results.export(folder, [artifact], [])
+        results.export(folder, [artifact], [], tokens=())
     assert [path.name for path in folder.iterdir()] == ["old"]
 
 
@@ -271,8 +271,20 @@ def test_prompts_of_others_do_not_ship(store, tmp_path):
         )
 
     step = text_step(build=write)
-    results.export(tmp_path / "r", [store.ensure(step, SESSION)], [])
+    results.export(tmp_path / "r", [store.ensure(step, SESSION)], [], tokens=())
     assert list(Shipped(tmp_path / "r").table("samples", step.key)) == ["text"]
+
+
+@pytest.mark.parametrize("ship", [True, False])
+def test_scores_of_tokens_ship_only_where_they_are_shown(store, tmp_path, ship):
+    def write(work, needs, params, session):
+        for name in ("items", "tokens"):
+            pd.DataFrame({"value": [1.0]}).to_parquet(work / f"{name}.parquet")
+
+    step = text_step(build=write)
+    results.export(tmp_path / "r", [store.ensure(step, SESSION)], [], tokens=[step.key] if ship else [])
+    found = Shipped(tmp_path / "r")
+    assert found.records[step.key]["tables"] == ["items", "tokens"][: 1 + ship]
 
 
 def test_a_failed_build_leaves_no_artifact_and_no_lock(store):
