@@ -254,7 +254,7 @@ SIZES = {"tiny": 1_540_096, "tiny-think": 1024 * 128 + 4 * (4 * 128**2 + 3 * 128
 """Parameters: embeddings, which are tied, and layers."""
 
 
-@pytest.mark.parametrize("name", ["tiny"])  # tiny-think has a recipe and no weights yet
+@pytest.mark.parametrize("name", pretraining.SHIPPED)
 def test_the_record_that_ships_is_that_of_the_weights(name):
     made, how = pretraining.shipped(name), pretraining.get(name)
     folder = paths.data() / name
