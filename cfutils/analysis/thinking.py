@@ -149,19 +149,22 @@ def _reading(row: Mapping) -> str:
     return f"{'more' if row['effect'] > 0 else 'less'} retained: {interval}"
 
 
-def transcripts(answers: Mapping[str, pd.DataFrame], *, tasks: Sequence[str]) -> pd.DataFrame:
-    """Return the first answer to the first item of each task, a column per model, thought and answer as written.
+def transcripts(answers: Mapping[str, pd.DataFrame], *, tasks: Sequence[str], n: int = 2) -> pd.DataFrame:
+    """Return the first answer to each of the first n items of each task, a column per model, as it was written.
 
-    answers: by the name of each model, frames of `Lab.answers`. The mark behind an answer says whether it is right; a
-    thought that did not end within its budget ends in an ellipsis.
+    answers: by the name of each model, frames of `Lab.answers`. Rows are (skill, item). The mark behind an answer says
+    whether it is right; a thought that did not end within its budget ends in an ellipsis.
     """
     columns = {}
     for name, found in answers.items():
-        first = found[~found["cut"].astype(bool)].drop_duplicates("task").set_index("task")
-        columns[name] = {task: _said(first.loc[task]) for task in tasks if task in first.index}
-    return pd.DataFrame(columns).reindex(list(tasks)).rename_axis("skill")
+        free = found[~found["cut"].astype(bool) & found["task"].isin(tasks)].drop_duplicates(["task", "item"])
+        first = free.groupby("task", sort=False).head(n)
+        keys = zip(first["task"], first["item"], strict=True)
+        columns[name] = dict(zip(keys, map(_said, first.to_dict("records")), strict=True))
+    out = pd.DataFrame(columns).rename_axis(["skill", "item"])
+    return pd.concat([out.loc[[task]] for task in tasks])
 
 
-def _said(row: pd.Series) -> str:
+def _said(row: Mapping) -> str:
     ending = f"{chat.CLOSE}{row['answer']}" if row["ended"] else " …"
     return f"{chat.OPEN}{row['thought']}{ending}  {'✓' if row['right'] else '✗'}"

@@ -146,13 +146,17 @@ def test_other_bases_have_no_declared_shapes(base):
 def test_transcripts_show_thought_answer_and_whether_it_is_right():
     rows = [
         ("add", "0", False, True, True, "1+2=3", " 3"),
-        ("add", "1", False, False, True, "9", " 9"),  # not the first
+        ("add", "0", False, False, True, "7", " 7"),  # the second answer to an item
+        ("add", "1", False, False, True, "", " 9"),
+        ("add", "2", False, False, True, "", " 8"),  # the third item
         ("add", "0", True, False, True, "", " <b>"),
         ("swap", "4", False, False, False, "a b a b", None),
+        ("job", "0", False, True, True, "", " smith"),
     ]
     columns = ["task", "item", "cut", "right", "ended", "thought", "answer"]
     found = thinking.transcripts({"Base": pd.DataFrame(rows, columns=columns)}, tasks=("swap", "add"))
     assert found["Base"].to_dict() == {
-        "swap": "<think>a b a b …  ✗", "add": "<think>1+2=3</think> 3  ✓",
+        ("swap", "4"): "<think>a b a b …  ✗", ("add", "0"): "<think>1+2=3</think> 3  ✓",
+        ("add", "1"): "<think></think> 9  ✗",
     }  # fmt: skip
-    assert found.index.tolist() == ["swap", "add"]
+    assert found.index.get_level_values("skill").tolist() == ["swap", "add", "add"]
