@@ -383,7 +383,7 @@ def test_kinds_of_samples_are_counted(estimates):
 
 def test_the_start_token_belongs_to_no_text(estimates, monkeypatch):
     seen = []
-    monkeypatch.setattr(skills, "recognise", lambda text: seen.append(text) or (None, False))
+    monkeypatch.setattr(skills, "recognise", lambda text, **world: seen.append(text) or (None, False))
     estimates.mixture_counts()
     assert seen[:8] == Lab(estimates.profile).samples("estimate")["text"].tolist()
 

@@ -23,9 +23,11 @@ from scipy import stats
 
 from cfutils.errors import UserError, invalid_value
 
-SHARES = frozenset({"acc", "acc_norm", "exact_match", "exact_match_flexible"})
-"""Metrics that are shares of right answers: between 0 and 1."""
-POSITIVE = frozenset({"nll", "bpb", "bpb_gold", "kl"})
+SHARES = frozenset({
+    "acc", "acc_norm", "exact_match", "exact_match_flexible", "acc_cut", "pass@2", "pass@4", "thinks", "ended",
+})  # fmt: skip
+"""Metrics that are shares of answers: between 0 and 1."""
+POSITIVE = frozenset({"nll", "bpb", "bpb_gold", "kl", "thought_tokens"})
 """Metrics that cannot fall below 0 and have no upper bound."""
 
 

@@ -73,7 +73,7 @@ def areas(
 
     recipes: those compared; None takes all with two points or more. between: range of the target NLL (nats per token);
     None takes what the frontiers of all these recipes have in common, in every seed. against: also the difference
-    from this recipe, seed by seed and item by item (above 0: worse than it).
+    from this recipe, seed by seed and item by item (above 0: worse than it), each over what the two have in common.
 
     Returns columns: recipe, metric, points, target_low, target_high, drop, low, high, difference, difference_low,
     difference_high, seeds, items; NaN for a recipe whose frontier does not reach over `between`. Raises `UserError` if
@@ -89,22 +89,25 @@ def areas(
         raise UserError("items hold no recipe with two points: give those of the study frontier")
     seeds = sorted(set.intersection(*(set(line.seeds) for line in lines.values())))
     ends = {name: _range(pool, line, seeds) for name, line in lines.items()}
-    known = [(a, b) for a, b in ends.values() if a < b]  # not so where a run diverged
-    low, high = (
-        between or (max(a for a, _ in known), min(b for _, b in known)) if known else (0.0, 0.0)
-    )
-    if not low < high:
+    if against is not None and against not in lines:
+        raise UserError(f"items hold no two points of {against}: give those of the study frontier")
+    spans = {
+        name: between or _common([ends[name], ends[against]] if against else list(ends.values()))
+        for name in lines
+    }
+    if not any(low < high for low, high in spans.values()):
         ranges = ", ".join(f"{name} {a:.3g} to {b:.3g}" for name, (a, b) in ends.items())
         raise UserError(
             f"these frontiers have no target {POSITION} in common ({ranges}); name fewer recipes"
         )
-    mixes = {
-        name: _over(pool, line, seeds, low, high)
-        for name, line in lines.items()
-        if ends[name][0] <= low and high <= ends[name][1]
-    }
     rows = []
     for name, line in lines.items():
+        low, high = spans[name]
+        mixes = {
+            one: _over(pool, lines[one], seeds, low, high)
+            for one in {name, against or name}
+            if low < high and ends[one][0] <= low and high <= ends[one][1]
+        }
         row = {"recipe": name, "metric": measure.metric, "points": len(line.runs), "target_low": low,
                "target_high": high, "seeds": len(seeds), "items": len(scores.weight)}  # fmt: skip
         if name in mixes:
@@ -128,6 +131,12 @@ def _range(pool: Pool, line: Line, seeds: Sequence[int]) -> tuple[float, float]:
     """Range of target scores that a frontier spans in every seed; NaN where a run diverged."""
     score = pool.target[line.at(seeds)]
     return float(score.min(0).max()), float(score.max(0).min())
+
+
+def _common(ends: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """What ranges have in common; a frontier of which a run diverged, or whose points coincide, has no say."""
+    known = [(low, high) for low, high in ends if low < high]
+    return (max(low for low, _ in known), min(high for _, high in known)) if known else (0.0, 0.0)
 
 
 def _over(pool: Pool, line: Line, seeds: Sequence[int], low: float, high: float) -> np.ndarray:

@@ -11,9 +11,9 @@ Metrics of an item, each a mean over its answers but pass@k:
 |---|---|
 | `acc` | answered right |
 | `pass@k` | probability that one of k answers is right: 1 - C(n - c, k) / C(n, k) for c right ones of n |
-| `thinks` | the thought is not empty |
+| `thinks` | the thought, up to the first `</think>`, is not empty |
 | `ended` | the thought ends within its budget |
-| `thought_tokens` | tokens of the thought, up to the budget |
+| `thought_tokens` | tokens up to the first `</think>`, or to the budget |
 | `acc_cut` | answered right with the thought cut off |
 
 pass@k is the unbiased estimator of Chen et al. (arXiv 2107.03374, equation 1). R1's own settings also have top-p 0.95,
@@ -310,7 +310,7 @@ def _said(
             "answer": answer,
         }
     ended = bool(closes) and closes[0] < settings.think_budget
-    own = ids[: last if ended else settings.think_budget]
+    own = ids[: closes[0] if ended else settings.think_budget]
     thought = tokenizer.decode(own, skip_special_tokens=True)
     return {
         "thinks": bool(thought.strip()),

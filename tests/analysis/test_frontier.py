@@ -95,8 +95,9 @@ def test_areas_are_compared_over_what_frontiers_have_in_common(make_items, over_
     ]
     out = frontier.areas(make_items(runs), against="cfs").set_index("recipe")
     assert out.loc["ft", ["target_low", "target_high"]].tolist() == pytest.approx([0.5, 0.9])
-    # ft: 2 at 0.5, 1.36 at 0.9: drop 0.68. cfs: 1.26 at 0.5, 1.1 at 0.9: drop 0.18
-    assert out["drop"].to_dict() == pytest.approx({"ft": 0.68, "cfs": 0.18})
+    # ft: 2 at 0.5, 1.36 at 0.9: drop 0.68. cfs over its own range: 1.3 at 0.4, 1.1 at 0.9
+    assert out["drop"].to_dict() == pytest.approx({"ft": 0.68, "cfs": 0.2})
+    # and 1.26 at 0.5, 1.1 at 0.9, where ft is: drop 0.18
     assert out.loc["ft", "difference"] == pytest.approx(0.5)
     assert out.loc["ft", "difference_low"] < 0.5 < out.loc["ft", "difference_high"]
     assert np.isnan(out.loc["cfs", "difference"])

@@ -28,7 +28,7 @@ def samples(*groups):
 def three(monkeypatch):
     """Declare three kinds."""
     known = pd.Series({"prose": 0.5, "sort": 0.25, "sum": 0.25}, name="share")
-    monkeypatch.setattr(mixture_fit, "declared", lambda: known)
+    monkeypatch.setattr(mixture_fit, "declared", lambda world="tiny": known)
 
 
 def test_declared_shares_have_prose_as_one_and_first():

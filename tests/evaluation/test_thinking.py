@@ -114,8 +114,8 @@ def test_nothing_to_answer_with_is_refused(name):
     ("a b<|end|>", "a b", None, True, False, 2),  # it stopped inside its thought
     ("xyzxyzxyzxy</think>a b", "xyzxyzxyzxy", "a b", True, True, 11),  # the twelfth token closes
     ("xyzxyzxyzxyz</think>a b", "xyzxyzxyzxyz", None, True, False, 12),  # one too late
-    ("x</think>y</think>a b<|end|>", "x</think>y", "a b", True, True, 3),  # the last one counts
-    ("<think>x</think></think>a b", "<think>x</think>", "a b", True, True, 3),
+    ("x</think>y</think>a b<|end|>", "x", "a b", True, True, 1),  # the answer is behind the last one
+    ("<think>x</think></think>a b", "<think>x", "a b", True, True, 2),
     ("<|end|>", "", None, False, False, 0),
 ])  # fmt: skip
 def test_golden_transcripts(tokenizer, text, thought, answer, thinks, ended, tokens):

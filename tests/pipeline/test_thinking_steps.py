@@ -19,7 +19,7 @@ def thinks():
 
 def test_a_budget_wants_a_chat_template_and_makes_answers(thinks):
     assert load("tiny").answers is None
-    assert thinks.answers == {"n": 4, "think_budget": 64, "answer_tokens": 12, "temperature": None}
+    assert thinks.answers == {"n": 2, "think_budget": 64, "answer_tokens": 12, "temperature": None}
     with pytest.raises(UserError, match=r"think_budget = 8 .*null without chat_template"):
         load("tiny", think_budget=8)
 

@@ -40,7 +40,9 @@ def root(tmp_path, monkeypatch):
 def world(root):
     """Put the skills' material into the project."""
     (root / "data" / "tiny").mkdir(parents=True)
-    shutil.copy(HERE / "data" / "tiny" / "world.yaml", root / "data" / "tiny")
+    for name in ("tiny", "tiny-think"):
+        (root / "data" / name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(HERE / "data" / name / "world.yaml", root / "data" / name)
 
 
 @pytest.fixture

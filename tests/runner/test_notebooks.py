@@ -25,8 +25,10 @@ from cfutils.runner.jobs import prepare
 
 SUITE = notebook.notebooks()
 FIELDS = {field.name for field in dataclasses.fields(Profile)}
-OWN = {"07": "tiny-claims"}
+OWN = {"07": "tiny-claims", "08": "tiny-think"}
 """Profiles of notebooks that the default run leaves out."""
+BESIDE = {"00": {"pretrain", "targets"}, "08": {"thinking_target"}}
+"""Parameters of notebooks that are no fields of a profile."""
 DATA = {"mixture": "mixture_counts", "estimates": "estimates", "selection": "choice"}
 """Studies that are one call of the lab and not runs: the method of each."""
 RETURNS = {(Lab, "study"): Study, (Lab, "from_parameters"): Lab}
@@ -156,7 +158,7 @@ def test_parameters_are_simple_lines_of_the_profile_and_reach_the_lab(source):
     tree = code(source)
     used = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
     own = {p.name for p in others} - FIELDS
-    assert own <= used and own == ({"pretrain", "targets"} if source.number == "00" else set())
+    assert own <= used and own == BESIDE.get(source.number, set())
     assert cells[place + 1].source.count("lab = Lab.from_parameters(globals())\n") == 1
 
 
