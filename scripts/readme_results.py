@@ -1,23 +1,93 @@
-"""Write the results of the default profile into README.md, between its two markers.
+"""Write the results into README.md, between markers: the verdicts on the claims, and the default profile's table.
 
     .venv/bin/python scripts/readme_results.py
 
-Reads figures/<default profile>/recipe_bars.csv, the table that notebook 03 drew from; a test holds the two
-together, so no number in the README is typed by hand.
+Reads the tables that notebooks 03 and 07 drew from, figures/PROFILE/*.csv; a test holds them together, so no number
+in the README is typed by hand.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pandas as pd
 
 from cfutils import paths
-from cfutils.analysis import plots
+from cfutils.analysis import plots, verdicts
 from cfutils.profiles import DEFAULT, load
 
-START, END = "<!-- results:start -->\n", "<!-- results:end -->\n"
+MARKS = "<!-- {}:start -->\n", "<!-- {}:end -->\n"
+JUDGED = {"tiny-claims": "tiny"}
+"""Profiles whose verdicts are shown, and the names of their bases."""
+TREATMENT = "cfs"
+Read = Callable[[str], pd.DataFrame]
+"""Reads a table by its path below the repository's root."""
 
 
-DATA = f"figures/{DEFAULT}/recipe_bars.csv"
+def claims(read: Read) -> str:
+    """Return the recommendation, the main figure, and one row per claim and base, as Markdown."""
+    tables = {name: read(f"figures/{name}/claims.csv") for name in JUDGED}
+    lines = [
+        recommendation({name: read(f"figures/{name}/ranking.csv") for name in JUDGED}),
+        "",
+        f"![What context-free replay retains more than each rival](figures/{next(iter(JUDGED))}/claims.png)",
+        "",
+        "| claim | base | verdict | effect [95 % interval] | against | matters from | detectable | seeds, items |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    rows = [
+        (row["claim"], row["statement"], JUDGED[name], row)
+        for name, table in tables.items()
+        for row in verdicts.summary(table).to_dict("records")
+    ]
+    for claim, statement, base, row in sorted(rows, key=lambda r: (r[0], r[1])):
+        tested = pd.notna(row["effect"])
+        effect = f"{row['effect']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}] {unit(row)}" if tested else ""
+        rival, *more = str(row["rival"]).split(" ", 1)
+        cells = [
+            f"{claim} {statement}", base, f"**{row['verdict']}**", effect, " ".join([plots.label(rival), *more]),
+            f"{row['delta']:.3g}", f"{row['detectable']:.3g}" if pd.notna(row["detectable"]) else "",
+            f"{row['seeds']:.0f}, {row['items']:,.0f}" if row["seeds"] else "",
+        ]  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+UNITS = {"bpb_gold": "bits per byte", "kl": "nats per token", "acc": "of the answers"}
+
+
+def unit(row: dict) -> str:
+    """Return what an effect is measured in."""
+    if row["claim"] == "C9":
+        return "(rank correlation)"
+    return "nats per token (bias)" if row["metric"].startswith("bias") else UNITS[row["metric"]]
+
+
+def recommendation(rankings: dict[str, pd.DataFrame]) -> str:
+    """Return which method forgets least over the bases, at one target score, in three sentences."""
+    tables = {name: table.set_index("recipe") for name, table in rankings.items()}
+    reached = [set(t.index[t["reach"] == "same"]) for t in tables.values()]
+    share = pd.DataFrame({name: t["drop"] / t.loc["ft", "drop"] for name, t in tables.items()})
+    order = share.loc[sorted(set.intersection(*reached))].mean(axis=1).sort_values()
+    best, second = order.index[:2]
+
+    def drops(recipe: str) -> str:
+        return " and ".join(
+            f"{t.loc[recipe, 'drop']:z.2f} [{t.loc[recipe, 'low']:z.2f}, {t.loc[recipe, 'high']:z.2f}] on `{JUDGED[name]}`"
+            for name, t in tables.items()
+        )
+
+    better = [
+        plots.label(name) for name in order.index
+        if all(t.loc[name, "difference"] < 0 and t.loc[name, "p_adjusted"] < verdicts.ALPHA for t in tables.values())
+    ]  # fmt: skip
+    return (
+        f"**We recommend {plots.label(best)} or {plots.label(second)}: at the target score of context-free NLL they lose"
+        f" least of the retained answers, {drops(best)} and {drops(second)} bits per byte (95 % intervals), where"
+        f" context-free NLL loses {drops(TREATMENT)} and plain fine-tuning, at a learning rate chosen for it,"
+        f" {drops('ft')}. Of {len(share)} methods these forget less than context-free NLL beyond noise on every base:"
+        f" {', '.join(better) or 'none'}. Replay alone, without a target, loses {drops('replay_only')}.**"
+    )
 
 
 def finding(table: pd.DataFrame) -> str:
@@ -39,8 +109,9 @@ def finding(table: pd.DataFrame) -> str:
     )
 
 
-def block(table: pd.DataFrame) -> str:
-    """Return the finding and the table behind it, as Markdown."""
+def results(read: Read) -> str:
+    """Return the finding of the default profile and the table behind it, as Markdown."""
+    table = read(f"figures/{DEFAULT}/recipe_bars.csv")
     profile = load(DEFAULT)
     seeds = len(profile.seeds)
     covered = "items and seeds" if seeds > 1 else "items alone, not seeds"
@@ -76,13 +147,26 @@ def block(table: pd.DataFrame) -> str:
     return "\n".join(lines) + "\n"
 
 
+BLOCKS: dict[str, Callable[[Read], str]] = {"claims": claims, "results": results}
+"""What stands between the markers of each name."""
+
+
+def parts(text: str, name: str) -> tuple[str, str, str]:
+    """Return what stands in front of a block, in it, and behind it."""
+    start, end = (mark.format(name) for mark in MARKS)
+    before, rest = text.split(start)
+    inside, after = rest.split(end)
+    return before + start, inside, end + after
+
+
 def main() -> None:
-    """Replace what stands between the markers."""
+    """Write every block again."""
     readme = paths.root() / "README.md"
     text = readme.read_text(encoding="utf-8")
-    before, rest = text.split(START)
-    results = block(pd.read_csv(paths.root() / DATA))
-    readme.write_text(before + START + results + END + rest.split(END)[1], encoding="utf-8")
+    for name, write in BLOCKS.items():
+        before, _, after = parts(text, name)
+        text = before + write(lambda path: pd.read_csv(paths.root() / path)) + after
+    readme.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -273,7 +273,8 @@ def _whole(part: pd.DataFrame, family: str) -> tuple[str, pd.Series]:
     words = set(tested["verdict"])
     evidence = (np.sign(tested["effect"]) * (1 - tested["p"])).fillna(0)
     if family == "any":
-        row = tested.loc[tested["p"].fillna(1).idxmin()]
+        found = tested[tested["verdict"] == "supported"]
+        row = tested.loc[(tested if found.empty else found)["p"].fillna(1).idxmin()]
         return (
             "supported"
             if "supported" in words
