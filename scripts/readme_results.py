@@ -72,9 +72,9 @@ def recommendation(rankings: dict[str, pd.DataFrame]) -> str:
     best, second = order.index[:2]
 
     def drops(recipe: str) -> str:
+        rows = {JUDGED[name]: t.loc[recipe] for name, t in tables.items()}
         return " and ".join(
-            f"{t.loc[recipe, 'drop']:z.2f} [{t.loc[recipe, 'low']:z.2f}, {t.loc[recipe, 'high']:z.2f}] on `{JUDGED[name]}`"
-            for name, t in tables.items()
+            f"{row['drop']:z.2f} [{row['low']:z.2f}, {row['high']:z.2f}] on `{base}`" for base, row in rows.items()
         )
 
     better = [
@@ -82,8 +82,8 @@ def recommendation(rankings: dict[str, pd.DataFrame]) -> str:
         if all(t.loc[name, "difference"] < 0 and t.loc[name, "p_adjusted"] < verdicts.ALPHA for t in tables.values())
     ]  # fmt: skip
     return (
-        f"**We recommend {plots.label(best)} or {plots.label(second)}: at the target score of context-free NLL they lose"
-        f" least of the retained answers, {drops(best)} and {drops(second)} bits per byte (95 % intervals), where"
+        f"**We recommend {plots.label(best)} or {plots.label(second)}: at the target score of context-free NLL they"
+        f" lose least of the retained answers, {drops(best)} and {drops(second)} bits per byte (95 % intervals), where"
         f" context-free NLL loses {drops(TREATMENT)} and plain fine-tuning, at a learning rate chosen for it,"
         f" {drops('ft')}. Of {len(share)} methods these forget less than context-free NLL beyond noise on every base:"
         f" {', '.join(better) or 'none'}. Replay alone, without a target, loses {drops('replay_only')}.**"
