@@ -17,9 +17,13 @@ from cfutils.analysis import plots, verdicts
 from cfutils.profiles import DEFAULT, load
 
 MARKS = "<!-- {}:start -->\n", "<!-- {}:end -->\n"
-JUDGED = {"tiny-claims": "tiny"}
+JUDGED = {"tiny-claims": "tiny", "tiny-think": "tiny-think"}
 """Profiles whose verdicts are shown, and the names of their bases."""
-TREATMENT = "cfs"
+BESIDE = {
+    "cfs": "context-free NLL", "cf_kl": "context-free KL", "ft": "plain fine-tuning, at a rate chosen for it,",
+    "replay_only": "replay alone, without a target,",
+}  # fmt: skip
+"""Recipes named beside the one that is recommended."""
 Read = Callable[[str], pd.DataFrame]
 """Reads a table by its path below the repository's root."""
 
@@ -65,28 +69,24 @@ def unit(row: dict) -> str:
 
 def recommendation(rankings: dict[str, pd.DataFrame]) -> str:
     """Return which method forgets least over the bases, at one target score, in three sentences."""
-    tables = {name: table.set_index("recipe") for name, table in rankings.items()}
+    tables = {JUDGED[name]: table.set_index("recipe") for name, table in rankings.items()}
     reached = [set(t.index[t["reach"] == "same"]) for t in tables.values()]
-    share = pd.DataFrame({name: t["drop"] / t.loc["ft", "drop"] for name, t in tables.items()})
-    order = share.loc[sorted(set.intersection(*reached))].mean(axis=1).sort_values()
-    best, second = order.index[:2]
-
-    def drops(recipe: str) -> str:
-        rows = {JUDGED[name]: t.loc[recipe] for name, t in tables.items()}
-        return " and ".join(
-            f"{row['drop']:z.2f} [{row['low']:z.2f}, {row['high']:z.2f}] on `{base}`" for base, row in rows.items()
-        )
-
+    share = pd.DataFrame({base: t["drop"] / t.loc["ft", "drop"] for base, t in tables.items()})
+    order = share.loc[sorted(set.intersection(*reached))].mean(axis=1).sort_values().index
     better = [
-        plots.label(name) for name in order.index
+        plots.label(name) for name in order
         if all(t.loc[name, "difference"] < 0 and t.loc[name, "p_adjusted"] < verdicts.ALPHA for t in tables.values())
     ]  # fmt: skip
+    best = order[0]
+    lost = []
+    for base, t in tables.items():
+        row = t.loc[best]
+        others = ", ".join(f"{text} {t.loc[name, 'drop']:z.2f}" for name, text in BESIDE.items() if name != best)
+        lost.append(f"{row['drop']:z.2f} [{row['low']:z.2f}, {row['high']:z.2f}] on `{base}` ({others})")
     return (
-        f"**We recommend {plots.label(best)} or {plots.label(second)}: at the target score of context-free NLL they"
-        f" lose least of the retained answers, {drops(best)} and {drops(second)} bits per byte (95 % intervals), where"
-        f" context-free NLL loses {drops(TREATMENT)} and plain fine-tuning, at a learning rate chosen for it,"
-        f" {drops('ft')}. Of {len(share)} methods these forget less than context-free NLL beyond noise on every base:"
-        f" {', '.join(better) or 'none'}. Replay alone, without a target, loses {drops('replay_only')}.**"
+        f"**We recommend {plots.label(best)}. At the target score of context-free NLL it loses, in bits per byte of the"
+        f" retained answers, {' and '.join(lost)}. Of {len(order)} methods that reach that target score, these forget less"
+        f" than context-free NLL beyond noise on every base: {', '.join(better) or 'none'}.**"
     )
 
 
