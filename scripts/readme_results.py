@@ -20,8 +20,8 @@ MARKS = "<!-- {}:start -->\n", "<!-- {}:end -->\n"
 JUDGED = {"tiny-claims": "tiny", "tiny-think": "tiny-think"}
 """Profiles whose verdicts are shown, and the names of their bases."""
 BESIDE = {
-    "cfs": "context-free NLL", "cf_kl": "context-free KL", "ft": "plain fine-tuning, at a rate chosen for it,",
-    "replay_only": "replay alone, without a target,",
+    "cfs": "context-free NLL", "cf_kl": "context-free KL", "ft": "plain fine-tuning at a rate chosen for it",
+    "replay_only": "replay without a target",
 }  # fmt: skip
 """Recipes named beside the one that is recommended."""
 Read = Callable[[str], pd.DataFrame]
@@ -81,12 +81,12 @@ def recommendation(rankings: dict[str, pd.DataFrame]) -> str:
     lost = []
     for base, t in tables.items():
         row = t.loc[best]
-        others = ", ".join(f"{text} {t.loc[name, 'drop']:z.2f}" for name, text in BESIDE.items() if name != best)
+        others = "; ".join(f"{text} {t.loc[name, 'drop']:z.2f}" for name, text in BESIDE.items() if name != best)
         lost.append(f"{row['drop']:z.2f} [{row['low']:z.2f}, {row['high']:z.2f}] on `{base}` ({others})")
     return (
         f"**We recommend {plots.label(best)}. At the target score of context-free NLL it loses, in bits per byte of the"
-        f" retained answers, {' and '.join(lost)}. Of {len(order)} methods that reach that target score, these forget less"
-        f" than context-free NLL beyond noise on every base: {', '.join(better) or 'none'}.**"
+        f" retained answers, {' and '.join(lost)}. Of {len(order)} methods that reach that target score, these forget"
+        f" less than context-free NLL beyond noise on every base: {', '.join(better) or 'none'}.**"
     )
 
 
