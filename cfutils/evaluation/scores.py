@@ -148,8 +148,8 @@ def lm_eval_items(
     """Score chosen items of lm-eval tasks by name; return the items frame.
 
     Metrics keep lm-eval's names; those of a filter other than the first are named metric_filter. Metrics without
-    a value for each item (F1 of a whole data set, say) are left out. Where a skill is retained its exact match
-    is `acc`, and bits per byte of its right responses stand beside it.
+    a value for each item (F1 of a whole data set, say) are left out. Where a task is retained the exact match of
+    generated answers is `acc`, and bits per byte of the right answer stand beside it.
     """
     found = lm_eval_model.evaluate(
         model, folder, chosen, indices=indices, chat_template=chat_template,
@@ -163,36 +163,51 @@ def lm_eval_items(
             suffix = "" if sample["filter"] == first else f"_{sample['filter'].split('-')[0]}"
             item = str(sample["doc_id"])
             for metric in sample["metrics"]:
-                if np.ndim(value := sample[metric]) == 0:
+                if np.ndim(value := sample[metric]) == 0 and metric != "perplexity":  # that is bpb_gold
                     rows.append([group, name, metric + suffix, item, float(value), 1.0])
             if task.OUTPUT_TYPE == "multiple_choice":
                 rows += [[group, name, *row] for row in _continuous(task, sample, item)]
+            elif task.OUTPUT_TYPE == "loglikelihood":
+                answer = sample["arguments"][0][1]
+                rows.append([group, name, *_bits(item, sample["filtered_resps"][0][0], answer)])
         frames.append(pd.DataFrame(rows, columns=ITEM))
-        if group == "retained" and name in skills.skills() and task.OUTPUT_TYPE == "generate_until":
-            frames[-1]["metric"] = frames[-1]["metric"].replace("exact_match", "acc")
-            docs = {str(i): task.eval_docs[i] for i in indices[name]}
-            frames.append(_gold(model, folder, name, docs, execution))
+        if group == "retained" and task.OUTPUT_TYPE == "generate_until":
+            frames[-1]["metric"] = frames[-1]["metric"].replace({"exact_match": "acc", "em": "acc"})
+            samples = [sample for sample in found[name] if sample["filter"] == first]
+            frames.append(_gold(model, folder, name, task, samples, execution))
         say(f"  {name}: {len(indices[name])} items")
     return pd.concat(frames, ignore_index=True)
 
 
 def _gold(
-    model: torch.nn.Module, folder: Path, name: str, docs: dict[str, dict], execution: Execution
+    model: torch.nn.Module, folder: Path, name: str, task: Any, samples: list[dict], execution: Execution
 ) -> pd.DataFrame:
-    """Return bits per byte of the right responses of a skill that is answered by generation."""
+    """Return bits per byte of the right answers of a task that is answered by generation.
+
+    Of several accepted answers it is the first; of a skill the whole response, with its steps.
+    """
     tokenizer = tokenizers.load_tokenizer(folder, trust_remote_code=execution.trust_remote_code)
-    sequences = []
-    for doc in docs.values():
-        head = tokenizer(doc["prompt"])["input_ids"]
-        tail = tokenizer(doc["response"], add_special_tokens=False)["input_ids"]
+    sequences, answers = [], []
+    for sample in samples:
+        doc = sample["doc"]
+        right = doc["response"] if name in skills.skills() else task.doc_to_target(doc)
+        right = right if isinstance(right, str) else right[0]
+        answers.append(f"{task.config.target_delimiter}{right}")
+        head = tokenizer(sample["arguments"][0][0])["input_ids"]
+        tail = tokenizer(answers[-1], add_special_tokens=False)["input_ids"]
         sequences.append(Sequence((*head, *tail), first=len(head)))
     scored = token_scores.score(model, None, sequences, limit=execution.pass_tokens)
-    rows = []
-    for (item, doc), one in zip(docs.items(), scored, strict=True):
-        n_bytes = len(doc["response"].encode())
-        value = one.nll.sum() / (n_bytes * math.log(2))
-        rows.append(["retained", name, "bpb_gold", item, value, float(n_bytes)])
+    rows = [
+        ["retained", name, *_bits(str(sample["doc_id"]), -one.nll.sum(), answer)]
+        for sample, one, answer in zip(samples, scored, answers, strict=True)
+    ]
     return pd.DataFrame(rows, columns=ITEM)
+
+
+def _bits(item: str, loglik: float, answer: str) -> list:
+    """Return a row of bits per byte of an answer, from its log-likelihood in nats."""
+    n_bytes = len(answer.encode())
+    return ["bpb_gold", item, -loglik / (n_bytes * math.log(2)), float(n_bytes)]
 
 
 def _continuous(task: Any, sample: dict, item: str) -> list[list]:
@@ -203,10 +218,9 @@ def _continuous(task: Any, sample: dict, item: str) -> list[list]:
         gold = task.doc_to_choice(doc).index(gold)
     logliks = [float(answer[0]) for answer in sample["filtered_resps"]]
     right = logliks.pop(gold)
-    n_bytes = len(sample["arguments"][gold][1].encode())
     return [
         ["margin", item, right - max(logliks), 1.0],
-        ["bpb_gold", item, -right / (n_bytes * math.log(2)), float(n_bytes)],
+        _bits(item, right, sample["arguments"][gold][1]),
     ]
 
 

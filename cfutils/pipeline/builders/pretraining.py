@@ -21,13 +21,13 @@ def pretrain(work: Path, needs: Needs, params: dict[str, Any], session: Session)
 
 def params(name: str) -> dict[str, Any]:
     """Return what decides a base that ships: settings, world, prose, and its name where it is not the tiny base."""
-    from cfutils.data import benchmarks, skills
+    from cfutils.data import packaged, skills
     from cfutils.training import pretraining
 
     found = {
         "settings": pretraining.get(name).settings.stated(),
         "world": skills.world_digest(name),
-        "prose": benchmarks.package_digest(),
+        "prose": packaged.digest(),
     }
     return found if name == "tiny" else {**found, "base": name}
 
