@@ -45,13 +45,17 @@ FAMILIES = {
 
 
 def claim_intervals(
-    table: pd.DataFrame, *, metrics: Sequence[str] = ("bpb_gold", "kl")
+    table: pd.DataFrame, *, metrics: Sequence[str] | None = None
 ) -> tuple[Figure, pd.DataFrame]:
     """Every comparison of a claim with its interval, the difference that matters, and its verdict; a panel a metric.
 
     table: frame of `verdicts.table`; claims about differences of retained scores (C1 to C6, C8) are drawn. Above 0
-    the treatment retains more. Returns the rows that were drawn.
+    the treatment retains more. metrics: None takes bits per byte and KL, and shares of right answers where they have
+    decided a claim (C2). Returns the rows that were drawn.
     """
+    if metrics is None:
+        deciding = table[table["primary"] & np.isfinite(table["effect"])]["metric"]
+        metrics = ("bpb_gold", "kl", "acc") if "acc" in set(deciding) else ("bpb_gold", "kl")
     data = some(table[table["metric"].isin(metrics)], " or ".join(metrics))
     names = data[["claim", "rival"]].drop_duplicates().reset_index(drop=True)
     place = {tuple(row): n for n, row in enumerate(names.to_numpy())}
