@@ -87,7 +87,9 @@ class Profile:
     """Samples that are drawn together and kept together; a kill loses at most one chunk."""
 
     target: Name = "gsm8k"
-    """The task tuned on: a name of the table in `data.targets`, or a JSONL file."""
+    """The task tuned on: a name of the table in `data.targets`, or data of your own (`data.files`)."""
+    columns: dict[Literal["prompt", "response", "messages", "text"], Name] = dataclasses.field(default_factory=dict)
+    """Which column of data of your own holds what, where the names are not the usual ones."""
     n_train: Items = 64
     """Target items trained on."""
     n_heldout: Items = 32

@@ -195,7 +195,7 @@ def target(given, work):
     """Items of one's own, and those of a skill with its task, by the base that ships."""
     model, tokenizer = loading.load(given.shipped, dtype="float32"), tokenizers.load_tokenizer(given.shipped)
     found = {}
-    own = targets.read_jsonl(given.target)[:3]
+    own = targets.own(str(given.target)).examples[:3]
     skill = targets.split("rotate", lambda e: 1, max_length=1, n_train=0, n_heldout=4)[1]
     for name, examples in ((str(given.target), own), ("rotate", skill)):
         encoded = [sequences.from_example(tokenizer, e, chat_template=False) for e in examples]

@@ -13,6 +13,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from cfutils.data import text_ids
 from cfutils.errors import UserError
 
 if TYPE_CHECKING:
@@ -72,6 +73,48 @@ def opening(tokenizer: PreTrainedTokenizerBase) -> str:
     text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
     tail = text.rpartition(MARK)[2]
     return OPEN + tail.partition(OPEN)[2] if OPEN in tail else ""
+
+
+def render(tokenizer: PreTrainedTokenizerBase, turns: Seq[tuple[str, str]]) -> str:
+    """Return turns (role, content) in the chat template, up to where the assistant speaks.
+
+    A template that knows no system role has the system's words in front of the first user turn. Raises `UserError`
+    for turns that the template refuses.
+    """
+    from jinja2 import TemplateError
+
+    def apply(turns: Seq[tuple[str, str]]) -> str:
+        messages = [{"role": role, "content": content} for role, content in turns]
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+    if not tokenizer.chat_template:
+        raise UserError("the base's tokenizer has no chat template: set chat_template: false in the profile")
+    try:
+        return apply(turns)
+    except TemplateError as error:
+        (role, words), *others = turns
+        if role != "system" or not others:
+            raise UserError(f"the base's chat template refuses a conversation: {error}") from None
+        (second, content), *rest = others
+        return render(tokenizer, [(second, f"{words}\n\n{content}"), *rest])
+
+
+def spelled(tokenizer: PreTrainedTokenizerBase, turns: Seq[tuple[str, str]]) -> int:
+    """Count the tokens with a role that the words of turns spell out."""
+    return sum(text_ids.spelled(tokenizer, content) for _, content in turns)
+
+
+def turn_ids(tokenizer: PreTrainedTokenizerBase, turns: Seq[tuple[str, str]]) -> list[int]:
+    """Encode turns in the chat template, up to where the assistant speaks; their words are words alone."""
+    if not spelled(tokenizer, turns):
+        return tokenizer(render(tokenizer, turns), add_special_tokens=False)["input_ids"]
+    marks = [f"{MARK}{number}{MARK}" for number in range(len(turns))]
+    text, ids = render(tokenizer, [(role, mark) for (role, _), mark in zip(turns, marks, strict=True)]), []
+    for (_, content), mark in zip(turns, marks, strict=True):
+        before, _, text = text.partition(mark)
+        ids += tokenizer(before, add_special_tokens=False)["input_ids"]
+        ids += text_ids.encode(tokenizer, content)
+    return ids + tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def closing(tokenizer: PreTrainedTokenizerBase) -> str:

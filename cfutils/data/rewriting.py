@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from cfutils.data.targets import Example
+from cfutils.data.example import Example
 
 BANNED = ("reference answer", "your response", "my response", "your own response", "now it's your turn")
 """Phrases that answer the request and not the prompt (those of the released code)."""

@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from cfutils.data import chat
-from cfutils.data.targets import Example
+from cfutils.data import chat, text_ids
+from cfutils.data.example import Example
 from cfutils.errors import invalid_value
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+PARAGRAPH = "\n\n"
 
 
 @dataclass(frozen=True)
@@ -34,15 +37,16 @@ class Sequence:
 
 
 def prompt_ids(
-    tokenizer: PreTrainedTokenizerBase, prompt: str, *, chat_template: bool
-) -> list[int]:
-    """Encode a target prompt as the tokenizer does (its own BOS, if it adds one), or in its template."""
-    if not chat_template:
-        return tokenizer(prompt)["input_ids"]
-    turn = [{"role": "user", "content": prompt}]
-    return tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=True)[
-        "input_ids"
-    ]
+    tokenizer: PreTrainedTokenizerBase, prompt: str, *, chat_template: bool,
+    turns: tuple[tuple[str, str], ...] = (),
+) -> list[int]:  # fmt: skip
+    """Encode a target prompt as the tokenizer does (its own BOS, if it adds one), or in its template.
+
+    turns: (role, content) of a conversation that is the prompt; without a template their contents are paragraphs.
+    """
+    if chat_template:
+        return chat.turn_ids(tokenizer, turns or (("user", prompt),))
+    return text_ids.encode(tokenizer, f"{prompt}{PARAGRAPH}" if turns else prompt, bos=True)
 
 
 def response_text(
@@ -55,14 +59,27 @@ def response_text(
 
 
 def from_example(
-    tokenizer: PreTrainedTokenizerBase, example: Example, *, chat_template: bool
+    tokenizer: PreTrainedTokenizerBase, example: Example, *, chat_template: bool, start: int | None = None
 ) -> Sequence:
-    """Return prompt, response and (if there is one) end token; the latter two carry loss."""
-    head = prompt_ids(tokenizer, example.prompt, chat_template=chat_template)
+    """Return prompt, response and (if there is one) end token; the latter two carry loss.
+
+    start: the start token, which stands before a text without a prompt.
+    """
     text = response_text(tokenizer, example, chat_template=chat_template)
-    tail = tokenizer(text, add_special_tokens=False)["input_ids"]
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    return Sequence((*head, *tail, *end), first=len(head))
+    thinks = text != example.response  # its tokens around the thought are meant as such
+    alone = tokenizer(text, add_special_tokens=False)["input_ids"] if thinks else text_ids.encode(tokenizer, text)
+    if not example.prompt:
+        return Sequence((start, *alone, *end), first=1)
+    turns = example.turns or (("user", example.prompt),)
+    head = prompt_ids(tokenizer, example.prompt, chat_template=chat_template, turns=example.turns)
+    if not chat_template:
+        both = prompt_ids(tokenizer, example.prompt + PARAGRAPH * bool(example.turns) + text, chat_template=False)
+    elif text_ids.spelled(tokenizer, text) > thinks or chat.spelled(tokenizer, turns):
+        both = []
+    else:
+        both = tokenizer(chat.render(tokenizer, turns) + text, add_special_tokens=False)["input_ids"]
+    return Sequence((*head, *text_ids.behind(head, both, alone), *end), first=len(head))
 
 
 def from_samples(samples: pd.DataFrame) -> list[Sequence]:

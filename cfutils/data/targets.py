@@ -7,36 +7,18 @@ no question is on both sides.
 from __future__ import annotations
 
 import functools
-import hashlib
 import itertools
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cfutils import paths
-from cfutils.data import packaged, skills
+from cfutils.data import files, packaged, skills
+from cfutils.data.example import Example
 from cfutils.data.packaged import requests
 from cfutils.data.splits import is_heldout
-from cfutils.errors import UserError, invalid_value
-
-
-@dataclass(frozen=True)
-class Example:
-    """One target item."""
-
-    prompt: str
-    response: str
-    doc: dict[str, Any]
-    """The native record, for lm-eval's own task on held-out items."""
-    thinking: tuple[str, str] | None = None
-    """Thought and answer that the response consists of, for a base that thinks; None: it is an answer alone."""
-
-    @property
-    def id(self) -> str:
-        """16 hexadecimal digits of the prompt's SHA-256."""
-        return hashlib.sha256(self.prompt.encode()).hexdigest()[:16]
+from cfutils.errors import invalid_value
 
 
 @dataclass(frozen=True)
@@ -117,79 +99,84 @@ TARGETS: dict[str, Target] = {
 }  # fmt: skip
 
 
-def target(name: str) -> Target:
-    """Return a target by name, or make one of a JSONL file with `prompt` and `response` in each line.
+def target(name: str, *, columns: Mapping[str, str] | None = None) -> Target:
+    """Return a target by name, or make one of data of your own (`files`): a file, a folder, or `hub:ID`.
 
-    Raises `UserError` for an unknown name, an empty file, or a malformed line (with its number).
+    columns: which column of such data holds what. Raises `UserError` for an unknown name; the data are not read yet.
     """
     if name in TARGETS:
         return TARGETS[name]
-    if name.endswith(".jsonl"):
-        examples = read_jsonl(paths.given("target", name))
-        return Target(f"your file {Path(name).name}", lambda: iter(examples), task=None)
-    raise invalid_value("target", name, ", ".join(TARGETS) + ", or the path of a .jsonl file")
+    if files.is_file(name):
+        path = _path(name)
+        if path is not None and not path.exists():
+            raise invalid_value("target", str(path), "a file that exists")
+        return Target(f"your data {Path(name).name}", lambda: iter(own(name, columns).examples), task=None)
+    known = ", ".join(TARGETS)
+    raise invalid_value("target", name, f"{known}, or data of your own", f"Files end in {', '.join(files.SUFFIXES)}.")
 
 
-def read_jsonl(path: Path) -> list[Example]:
-    """Read target items from a file of your own: one JSON object with `prompt` and `response` a line."""
-    if not path.is_file():
-        raise invalid_value("target", str(path), "a file that exists")
-    examples = []
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path.name} is not UTF-8 text ({error})") from error
-    for number, line in enumerate(text.split("\n"), start=1):  # not splitlines: U+2028 ends no line
-        if not line.strip():
-            continue
-        try:
-            doc = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{path.name}, line {number}: not valid JSON ({error})") from error
-        for key in ("prompt", "response"):
-            if not isinstance(doc, dict) or not isinstance(doc.get(key), str) or not doc[key]:
-                raise UserError(f"{path.name}, line {number}: wants a text under {key!r}")
-        examples.append(Example(doc["prompt"], doc["response"], doc))
-    if not examples:
-        raise UserError(f"target file {path.name} is empty: it must hold one item a line")
-    return examples
+def own(name: str, columns: Mapping[str, str] | None = None) -> files.Found:
+    """Read data of your own; the same file is read once."""
+    path = _path(name)
+    state = None if path is None or not path.is_file() else (path.stat().st_mtime_ns, path.stat().st_size)
+    return _own(name, path, tuple(sorted((columns or {}).items())), state)
 
 
-def target_digest(name: str) -> str:
-    """What decides a target's items: the package's pin, the hub id's name, or the file's digest."""
-    if name.endswith(".jsonl"):
-        target(name)  # refuses a bad file before anything is keyed by it
-        return hashlib.sha256(paths.given("target", name).read_bytes()).hexdigest()[:16]
+@functools.lru_cache(maxsize=4)
+def _own(name: str, path: Path | None, columns: tuple, state: Any) -> files.Found:
+    return files.read(name, path, columns=dict(columns))
+
+
+def _path(name: str) -> Path | None:
+    return None if name.startswith(files.HUB) else paths.given("target", name)
+
+
+def stamp(name: str) -> str | None:
+    """Return what tells one state of data of one's own from another without reading items; None for known targets."""
+    own_data = name not in TARGETS and files.is_file(name)
+    path = _path(name) if own_data else None
+    return None if not own_data or (path and not path.exists()) else files.digest(name, path)
+
+
+def target_digest(name: str, *, columns: Mapping[str, str] | None = None) -> str:
+    """What decides a target's items: the package's pin, the hub id's name, or the bytes of one's own data.
+
+    Raises `UserError` for data that cannot be read, before anything is keyed by them.
+    """
     if name in skills.skills():
         return f"{name}:{skills.world_digest()}"
-    return f"{name}:{packaged.digest()}" if target(name).local else name
+    if name in TARGETS:
+        return f"{name}:{packaged.digest()}" if TARGETS[name].local else name
+    target(name)
+    own(name, columns)
+    return files.digest(name, _path(name))
 
 
-def split(name: str, length: Callable[[Example], int], *, max_length: int, n_train: int,
-          n_heldout: int) -> tuple[list[Example], list[Example], int]:  # fmt: skip
+def split(
+    name: str, length: Callable[[Example], int], *, max_length: int, n_train: int, n_heldout: int,
+    columns: Mapping[str, str] | None = None,
+) -> tuple[list[Example], list[Example], int]:  # fmt: skip
     """Return train items, held-out items, and how many were left out for being too long.
 
-    Items are taken in the order of their hash, so that a smaller set is the beginning of a larger one.
-    `length` counts an example's tokens. Raises `UserError` if there are fewer items than asked for.
+    Items are taken in the order of their hash, so that a smaller set is the beginning of a larger one; items that
+    share a prompt, or the first turn of a conversation, are on one side. `length` counts an example's tokens. Raises
+    `UserError` if there are fewer items than asked for.
     """
-    seen: dict[str, Example] = {}
-    for example in target(name).read():
-        seen.setdefault(example.id, example)
     wanted = {False: n_train, True: n_heldout}
     sides: dict[bool, list[Example]] = {False: [], True: []}
-    too_long = 0
-    for example in sorted(seen.values(), key=lambda e: e.id):
-        side = is_heldout(example.prompt)
+    too_long: list[int] = []
+    unique = {(e.turns, e.prompt, e.response): e for e in target(name, columns=columns).read()}
+    for example in sorted(unique.values(), key=lambda e: e.id):
+        side = is_heldout(example.group)
         if len(sides[side]) < wanted[side]:
-            if length(example) > max_length:
-                too_long += 1
+            if (n := length(example)) > max_length:
+                too_long.append(n)
             else:
                 sides[side].append(example)
     for side, key in ((False, "n_train"), (True, "n_heldout")):
-        if len(sides[side]) < wanted[side]:
+        if len(there := sides[side]) < wanted[side]:
+            left = f"{len(too_long)} have more, up to {max(too_long)}; raise max_length" if too_long else ""
             raise invalid_value(
-                key,
-                wanted[side],
-                f"at most {len(sides[side])} for target {name} with max_length = {max_length}",
+                key, wanted[side], f"at most {len(there)} for target {name} with max_length = {max_length}", left
             )
-    return sides[False], sides[True], too_long
+    return sides[False], sides[True], len(too_long)

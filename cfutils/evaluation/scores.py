@@ -24,8 +24,8 @@ import pandas as pd
 import torch
 
 from cfutils.data import benchmarks, skills, targets
+from cfutils.data.example import Example
 from cfutils.data.sequences import Sequence, from_samples, response_text
-from cfutils.data.targets import Example
 from cfutils.evaluation import ITEM, lm_eval_model, thinking, token_scores
 from cfutils.evaluation.token_scores import Scored
 from cfutils.events import say
@@ -253,7 +253,7 @@ def target(
     tokenizer = tokenizers.load_tokenizer(folder, trust_remote_code=execution.trust_remote_code)
     scored = token_scores.score(model, None, sequences, limit=execution.pass_tokens)
     for example, (nll, *_) in zip(examples, scored, strict=True):
-        text = nll[:-1].sum()  # the end token has no bytes
+        text = nll[: len(nll) - (tokenizer.eos_token_id is not None)].sum()  # the end token has no bytes
         n_bytes = thinking.n_bytes(response_text(tokenizer, example, chat_template=chat_template))
         rows.append([group, label, "nll", example.id, nll.mean(), len(nll)])
         rows.append([group, label, "bpb", example.id, text / (n_bytes * math.log(2)), n_bytes])

@@ -34,8 +34,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from cfutils.data import chat, skills
+from cfutils.data.example import Example
 from cfutils.data.sequences import Sequence, from_example, prompt_ids, response_text
-from cfutils.data.targets import Example
 from cfutils.errors import invalid_value
 from cfutils.evaluation import ITEM, lm_eval_model, token_scores
 from cfutils.events import say

@@ -63,10 +63,11 @@ class Steps:
         """What decides the target's items and how they read."""
         p = self.profile
         return {
-            "items": targets.target_digest(p.target),
+            "items": targets.target_digest(p.target, columns=p.columns),
             "n_train": p.n_train,
             "max_length": p.max_length,
             "chat_template": p.chat_template,
+            **({"columns": dict(p.columns)} if p.columns else {}),
         }
 
     @functools.cached_property
@@ -77,6 +78,11 @@ class Steps:
     @functools.cached_property
     def _retained_items(self) -> Any:
         return benchmarks.items_digest(self.profile.retained, self.profile.benchmarks)
+
+    @property
+    def _local_target(self) -> dict[str, Any]:
+        """Where the target's items are, and the start token, which a text without a prompt follows."""
+        return {**self._target_name, "start_token": self.profile.start_token}
 
     @property
     def _target_name(self) -> dict[str, Any]:
@@ -293,10 +299,10 @@ class Steps:
                 "dtype": p.dtype, "target": self._target, "n_validation": p.n_validation,
                 "n_generate": min(p.n_generate, p.n_validation), "max_new_tokens": p.max_new_tokens, **self._answers,
             }  # fmt: skip
-            return Step(VALIDATION, params, needs, label, local=self._target_name)
+            return Step(VALIDATION, params, needs, label, local=self._local_target)
         if group == "target":
             params = {**heldout, "n_generate": p.n_generate, "max_new_tokens": p.max_new_tokens, **self._answers}
-            return Step(TARGET, params, needs, label, local=self._target_name)
+            return Step(TARGET, params, needs, label, local=self._local_target)
         needs["probe"] = self.samples("context_free", purpose="probe")
         params = {**heldout, **self._cut, "n_probe": p.n_probe, "prose": self._package}
         return Step(PROBE, params, needs, label, local=self._target_name)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cfutils import paths
+from cfutils.data import targets
 from cfutils.digests import digest, file_digest
 from cfutils.pipeline.provenance import source_digest, versions
 from cfutils.profiles import Profile
@@ -36,7 +37,7 @@ def _key(notebook: Notebook, parameters: Mapping[str, Any], profile: Profile) ->
             "source": file_digest(notebook.path),
             "parameters": dict(parameters),
             "profile": dataclasses.asdict(profile),
-            "target": _stamp(Path(profile.target)) if profile.target.endswith(".jsonl") else None,
+            "target": targets.stamp(profile.target),
             "code": _package_digest(),
             "versions": versions(),
             "shipped": _stamp(paths.results(profile.name) / "records.parquet"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cfutils.data import chat, sequences
-from cfutils.data.targets import Example
+from cfutils.data.example import Example
 from cfutils.errors import UserError
 from cfutils.models import tokenizers
 

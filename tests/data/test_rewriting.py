@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cfutils.data import rewriting
-from cfutils.data.targets import Example
+from cfutils.data.example import Example
 
 ITEM = Example("Question: 2 bags of 1,000?\nAnswer:", " 2 * 1,000 = 2,000\n#### 2,000", {"a": 1})
 

@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 
 from cfutils.data import sequences
+from cfutils.data.example import Example
 from cfutils.data.sequences import Sequence
-from cfutils.data.targets import Example
 from cfutils.errors import UserError
 from cfutils.models import tokenizers
 

@@ -41,7 +41,7 @@ def hub(tmp_path, monkeypatch):
 
 
 def check(*names, **num_fewshot):
-    benchmarks.check(names, benchmarks="hub", num_fewshot=num_fewshot)
+    benchmarks.check(names, benchmarks="hub", num_fewshot=num_fewshot, target="gsm8k")
 
 
 @pytest.mark.parametrize(

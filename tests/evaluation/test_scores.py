@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from cfutils.data import benchmarks, sequences, skills, targets
+from cfutils.data.example import Example
 from cfutils.data.sequences import Sequence
-from cfutils.data.targets import Example
 from cfutils.evaluation import lm_eval_model, scores
 from cfutils.models import loading, tokenizers
 from cfutils.models.base_states import BaseStates
@@ -319,7 +319,7 @@ def test_no_retained_tasks_give_an_empty_frame(tiny_base, tmp_path):
 
 def test_target_items_by_hand(base, tiny_base, tiny_target, tokenizer, tmp_path):
     """nll: mean over response and end token; bpb: without the end token, per byte, in bits."""
-    examples = targets.read_jsonl(tiny_target)[:3]
+    examples = targets.own(str(tiny_target)).examples[:3]
     encoded = [sequences.from_example(tokenizer, e, chat_template=False) for e in examples]
     scores.target(tmp_path, base, tiny_base, str(tiny_target), examples, encoded, n_generate=2, **HOW)
     items = pd.read_parquet(tmp_path / "items.parquet").set_index(["item", "metric"])

@@ -11,6 +11,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from cfutils.data import chat, skills
+from cfutils.data.example import Example
 from cfutils.errors import UserError
 from cfutils.evaluation import ITEM, scores, thinking
 from cfutils.evaluation.thinking import Answering, Item
@@ -340,11 +341,11 @@ def test_retained_tasks_of_a_base_that_thinks(folder, tmp_path):
 
 
 def test_a_target_without_thoughts_is_answered_too(folder, tmp_path):
-    from cfutils.data import sequences, targets
+    from cfutils.data import sequences
 
     prompts = [p for p, _ in (next(skills.items("rotate", heldout=True, seed=s)) for s in range(3))]
     solve = skills.skill("rotate").solve
-    examples = [targets.Example(p, solve(p), {"prompt": p, "response": solve(p)}) for p in prompts]
+    examples = [Example(p, solve(p), {"prompt": p, "response": solve(p)}) for p in prompts]
     tokenizer = tokenizers.load_tokenizer(folder)
     batch = [sequences.from_example(tokenizer, e, chat_template=True) for e in examples]
     scores.target(

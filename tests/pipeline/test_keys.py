@@ -24,7 +24,7 @@ CHANGES = {
     "autocast": True, "trust_remote_code": True, "engine": "vllm", "temperature": 0.9, "target": "descend",
     "recipe_lr": {"cfs": 1e-4}, "strengths": {"l2": 0.5}, "lr_factors": [0.3],
     "selection_seeds": [8], "gradient_checkpointing": True, "replay_weight": 0.7,
-    "benchmarks": "hub", "retained": ["job"], "num_fewshot": {"gsm8k": 5}, "recipes": ["ft"],
+    "benchmarks": "hub", "retained": ["job"], "columns": {"prompt": "query"}, "num_fewshot": {"gsm8k": 5}, "recipes": ["ft"],
     "seeds": [7], "alphas": [0.9], "lrs": [1e-4], "temperatures": [0.9], "ratios": [0.9],
     "replay_weights": [0.9], "ablation_recipes": ["pretraining"], "ablation_seeds": [7],
     "estimated": ["lora"], "workers": 3, "notebooks": ["01"], "name": "other",

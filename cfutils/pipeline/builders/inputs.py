@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cfutils.data import corpus, prose, rewriting, sequences, targets
+from cfutils.data.example import Example
 from cfutils.data.sequences import Sequence
 from cfutils.data.splits import is_heldout
-from cfutils.data.targets import Example
 from cfutils.digests import canonical
 from cfutils.errors import UserError
 from cfutils.models import tokenizers
@@ -45,20 +45,21 @@ class Inputs:
             canonical([str(self._base), name, target, n_train, n_heldout]),
             lambda: targets.split(
                 name, lambda example: len(self.encode(example).ids), max_length=target["max_length"],
-                n_train=n_train, n_heldout=n_heldout,
+                n_train=n_train, n_heldout=n_heldout, columns=target.get("columns"),
             ),
         )  # fmt: skip
 
     def encode(self, example: Example) -> Sequence:
         """Return a target item as a sequence whose response carries loss."""
         template = self.params["target"]["chat_template"]
-        return sequences.from_example(self.tokenizer, example, chat_template=template)
+        start = None if example.prompt else self.start
+        return sequences.from_example(self.tokenizer, example, chat_template=template, start=start)
 
     def prompts(self, n: int) -> list[tuple[int, ...]]:
         """Return the prompts of the train items, again from the first where n is larger."""
         train, template = self.split()[0], self.params["target"]["chat_template"]
         return [
-            tuple(sequences.prompt_ids(self.tokenizer, e.prompt, chat_template=template))
+            tuple(sequences.prompt_ids(self.tokenizer, e.prompt, chat_template=template, turns=e.turns))
             for e in (train[i % len(train)] for i in range(n))
         ]
 
