@@ -4,6 +4,7 @@
     data/results/<profile>/TABLE.parquet        that table of all artifacts, with a column for the key
 
 Whatever a figure is drawn from can be read here; whatever is built anew is built from artifacts of this machine.
+Scores are computed in fp32, so that 24 bits of them ship, which halves the size; statistics on them are in fp64.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 TABLES = ("items", "tokens", "log", "estimate", "entropy", "samples")
 """Tables that ship. None holds texts of others: prompts of contextual samples are left out."""
 KEY = "artifact"
+FLOATS = ("value", "weight")
+"""Columns of item scores that are numbers."""
 LIMIT = 5_000_000
 """Bytes that one profile's results may take in the repository."""
 
@@ -64,7 +67,8 @@ class Shipped:
 
     def table(self, name: str, key: str) -> pd.DataFrame:
         """Return one table of an artifact."""
-        return self._tables(name).get_group(key).drop(columns=KEY).reset_index(drop=True)
+        found = self._tables(name).get_group(key).drop(columns=KEY).reset_index(drop=True)
+        return found.astype(dict.fromkeys(FLOATS, float)) if name == "items" else found
 
     def __str__(self) -> str:
         """When, where and in which precision these results were made."""
@@ -109,8 +113,16 @@ def export(
     rows = [{KEY: key, "record": json.dumps(record)} for key, record in sorted(kept.items())]
     frames = {"records": pd.DataFrame(rows, columns=[KEY, "record"])}
     frames |= {name: pd.concat(parts, ignore_index=True) for name, parts in tables.items()}
+    if "items" in frames:
+        frames["items"] = frames["items"].astype(dict.fromkeys(FLOATS, "float32"))
     for name, frame in frames.items():
-        frame.to_parquet(work / f"{name}.parquet", index=False, compression="zstd")
+        # the bytes of numbers of one size are alike, place by place; other columns repeat themselves
+        numbers = [column for column in FLOATS if name == "items" and column in frame]
+        frame.to_parquet(
+            work / f"{name}.parquet", index=False, compression="zstd", compression_level=19,
+            column_encoding=dict.fromkeys(numbers, "BYTE_STREAM_SPLIT"),
+            use_dictionary=[column for column in frame if column not in numbers],
+        )  # fmt: skip
     sizes = {path.name: path.stat().st_size for path in sorted(work.iterdir())}
     if (total := sum(sizes.values())) > LIMIT:
         shutil.rmtree(work)
