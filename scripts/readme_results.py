@@ -20,7 +20,8 @@ MARKS = "<!-- {}:start -->\n", "<!-- {}:end -->\n"
 JUDGED = {"tiny-claims": "tiny", "tiny-think": "tiny-think"}
 """Profiles whose verdicts are shown, and the names of their bases."""
 BESIDE = {
-    "ewc": "EWC with the Fisher of context-free samples", "cfs": "context-free NLL", "cf_kl": "context-free KL", "ft": "plain fine-tuning at a rate chosen for it",
+    "ewc": "EWC with the Fisher of context-free samples", "cfs": "context-free NLL", "cf_kl": "context-free KL",
+    "ft": "plain fine-tuning at a rate chosen for it",
     "replay_only": "replay without a target",
 }  # fmt: skip
 """Recipes named beside the one that is recommended."""

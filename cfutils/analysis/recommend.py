@@ -129,6 +129,21 @@ def name(row: pd.Series) -> str:
     return f"{label} ({', '.join(shown)})" if shown else label
 
 
+HEADER = ("run", "target", "drop [95 %]", "less than plain fine-tuning [95 %]", "KL from the base")
+"""What `cells` are headed with."""
+
+
+def cells(row: pd.Series) -> list[str]:
+    """Return a row of a table of `compare` as the texts of a table for people."""
+    own = row["recipe"] != "base"
+    saved = _span(row, "saved") + ("" if row["learned"] else ", learned less") if pd.notna(row["saved"]) else ""
+    return [
+        name(row) if own else "base", f"{row['target']:.3f}",
+        f"{row['drop']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]" if own else "", saved,
+        f"{row['kl']:.3f}" if pd.notna(row["kl"]) else "",
+    ]  # fmt: skip
+
+
 def _drop(row: pd.Series, unit: str) -> str:
     return f"a drop of {row['drop']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}] {unit}"
 

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cfutils.models import lm_head, packing
+from cfutils.models import lm_head, packed_rows, packing
 from cfutils.models.lm_head import Head
-from cfutils.models.packing import Block, Trunk
+from cfutils.models.packed_rows import Block, Trunk
 
 TRUNK = 64
 """Tokens that texts must share to have a trunk."""
@@ -71,7 +71,7 @@ def read(
         trunk = Trunk(len(start))
         if start:
             packing.last_hidden(
-                model, packing.row([packing.chain(start)], model.device, record=trunk)
+                model, packed_rows.row([packed_rows.chain(start)], model.device, record=trunk)
             )
         trees = list(_trees(texts, group, len(start)))
         for places in packing.by_length([len(tree.block.ids) for tree in trees], limit=limit):
@@ -83,7 +83,7 @@ def read(
                 for begin, tree in zip(begins, some, strict=False)
                 for index, path in tree.paths
             ]
-            packed = packing.row(blocks, model.device, trunk=trunk, record=kept)
+            packed = packed_rows.row(blocks, model.device, trunk=trunk, record=kept)
             yield Reading(packing.last_hidden(model, packed), paths, trunk, kept)
 
 
