@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from cfutils import __version__, profiles, recipes
+from cfutils.adapt import arguments
 from cfutils.data import packaged, targets
 from cfutils.errors import UserError, invalid_value
 from cfutils.runner import batch, plan
@@ -140,6 +141,8 @@ def parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("action", choices=("fetch", "verify", "where", "licences"))
     sub.add_argument("name", nargs="*", metavar="NAME", help="for fetch: only these packages")
+
+    arguments.add(command)
 
     command(
         "doctor", "Check this machine and this environment; say how to fix what is wrong.", _doctor

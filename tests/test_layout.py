@@ -23,6 +23,7 @@ ORDER = (
     ("studies",),
     ("lab",),
     ("runner",),
+    ("adapt",),
     ("__main__",),
 )
 """Packages and top-level modules, lowest first: each may import from its own line and those above it here."""

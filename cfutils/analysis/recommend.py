@@ -16,9 +16,11 @@ from cfutils.analysis.forgetting import SETTINGS
 from cfutils.analysis.paired import Pool
 from cfutils.errors import UserError
 
+MOST = 0.9
+"""Share of what plain fine-tuning learned from which on a run that learned less is worth a mention."""
 COLUMNS = [
-    "recipe", *SETTINGS, "target", "target_gap", "learned", "drop", "low", "high", "saved", "saved_low", "saved_high",
-    "kl", "metric", "target_metric", "seeds", "items", "recommended",
+    "recipe", *SETTINGS, "target", "target_gap", "share", "learned", "drop", "low", "high", "saved", "saved_low",
+    "saved_high", "kl", "metric", "target_metric", "seeds", "items", "recommended",
 ]  # fmt: skip
 
 
@@ -29,7 +31,8 @@ def compare(items: pd.DataFrame) -> pd.DataFrame:
     is bits per byte of right answers, or KL on context-free samples where nothing retained was scored.
 
     Returns `COLUMNS`, one row per recipe and settings, the base first. target: the target score, of `target_metric`;
-    target_gap: plain fine-tuning's score minus the run's, above 0 where the run has learned less (NLL: turned so).
+    target_gap: plain fine-tuning's score minus the run's, above 0 where the run has learned less (NLL: turned so);
+    share: of what plain fine-tuning learned, from the base's score on.
     drop, low, high: how much worse than the base, in the measure's unit; saved: plain fine-tuning's drop minus the
     run's, paired by seed and item. Intervals are at 95 %; with one seed they cover items alone. Raises `UserError`
     without a base, plain fine-tuning, or anything that is scored.
@@ -52,6 +55,9 @@ def compare(items: pd.DataFrame) -> pd.DataFrame:
     start = {"recipe": "base", "target": float(pool.window[0].means()[pool.base]), "drop": 0.0, "kl": 0.0}
     common = {"metric": measure.metric, "target_metric": pool.window[1], "items": len(pool.scores(measure).weight)}
     out = pd.DataFrame([start, *rows]).assign(**common).reindex(columns=COLUMNS)
+    learned = (start["target"] - out["target"]).to_numpy(float)
+    full = learned[out["recipe"] == PLAIN][0]
+    out["share"] = learned / full if full else np.nan
     return out.assign(recommended=np.arange(len(out)) == _choice(out))
 
 
@@ -112,6 +118,12 @@ def reasons(table: pd.DataFrame) -> list[str]:
         near = table[others & (table["low"] <= own["high"])]
         if len(near):
             found.append(f"Not told apart by these intervals: {'; '.join(name(row) for _, row in near.iterrows())}.")
+    if len(cheaper := _trade(table, own)):
+        best = cheaper.loc[cheaper["drop"].astype(float).idxmin()]
+        found.append(
+            f"If {best['share']:.0%} of what plain fine-tuning learned is enough, {name(best)} forgets less: "
+            f"{_drop(best, unit)}."
+        )
     if own["seeds"] == 1:
         found.append("One seed: the intervals cover items alone, and another seed may turn a small difference.")
     if own["items"] < 300:
@@ -127,6 +139,12 @@ def name(row: pd.Series) -> str:
     shown = [f"{mark} {row[key]:g}" for key, mark in marks.items() if pd.notna(row[key])]
     label = RECIPES[row["recipe"]].label if row["recipe"] in RECIPES else row["recipe"]
     return f"{label} ({', '.join(shown)})" if shown else label
+
+
+def _trade(table: pd.DataFrame, own: pd.Series) -> pd.DataFrame:
+    """Runs that learned less than the window allows, but most, and forget clearly less than the recommended one."""
+    less = table["learned"].eq(False) & (table["share"] >= MOST)
+    return table[less & (table["high"] < own["low"])]
 
 
 HEADER = ("run", "target", "drop [95 %]", "less than plain fine-tuning [95 %]", "KL from the base")

@@ -45,6 +45,19 @@ def test_the_run_that_keeps_most_of_those_that_learned_as_much(make_items, over_
     assert "One seed" not in words and "below 300" not in words
 
 
+def test_a_run_that_learned_most_and_keeps_more_is_mentioned(make_items, over_seeds, plain):
+    """Of the 2.5 nats that plain fine-tuning learned l2 learned 2.3, stm 2.2 (below 90 %)."""
+    found = table(
+        make_items, plain, over_seeds("cfs", bits=1.3, nll=0.5, kl=0.2), over_seeds("l2", bits=1.1, nll=0.7, kl=0.1),
+        over_seeds("stm", bits=1.0, nll=0.8, kl=0.1),
+    )  # fmt: skip
+    shares = found.set_index("recipe")["share"].to_dict()
+    assert shares == pytest.approx({"base": 0, "ft": 1, "cfs": 1, "l2": 0.92, "stm": 0.88})
+    words = " ".join(recommend.reasons(found))
+    assert "If 92% of what plain fine-tuning learned is enough, L2 to base forgets less: a drop of +0.100" in words
+    assert "STM" not in words
+
+
 def test_within_noise_plain_fine_tuning_is_recommended(make_items, over_seeds, plain):
     found = table(make_items, plain, over_seeds("cfs", bits=1.4999, nll=0.5, kl=0.3), jitter=0.3)
     assert chosen(found)["recipe"] == "ft"
