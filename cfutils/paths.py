@@ -68,6 +68,8 @@ def figures(profile: str) -> Path:
 def given(name: str, text: str) -> Path:
     """Return the path that parameter `name` gives, with `~` expanded; nothing needs to be there.
 
+    What is not found from here is looked for from the suite's root: notebooks run in other folders.
+
     Raises `UserError` for what no file system can hold or show: a null byte, a part that is too long, the
     home of an unknown user, a folder without permission.
     """
@@ -75,7 +77,7 @@ def given(name: str, text: str) -> Path:
         path = Path(text).expanduser()
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
-        return path
+        return root() / path if (root() / path).exists() else path
     except (OSError, RuntimeError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise invalid_value(name, text, f"a path that can be read ({reason.rstrip('.')})") from None

@@ -16,7 +16,6 @@ from cfutils.errors import UserError, invalid_value
 from cfutils.events import say
 from cfutils.lab import Lab
 from cfutils.profiles import Profile
-from cfutils.recipes import Plan
 from cfutils.runner.terminal import duration
 
 UNITS = {"s": 1, "m": 60, "h": 3600}
@@ -62,7 +61,7 @@ def adapt(
     deliver.begin(folder, profile, asked, notes)
     lab, chosen = study(profile)
     table = recommend.compare(chosen)
-    deliver.model(folder, lab, plan_of(lab, table))
+    deliver.model(folder, lab, deliver.plan_of(lab, table))
     deliver.results(folder, lab.profile, table, shlex.join(command), notes)
     report.write(folder / "report.html", lab.profile, table, chosen, notes, samples(lab))
     return recommend.reasons(table)
@@ -72,24 +71,12 @@ def study(profile: Profile) -> tuple[Lab, pd.DataFrame]:
     """Run the study: learning rate by validation items, then every run scored. Returns the lab at the rate chosen."""
     rates = Lab(profile, recipes=("ft",)).choice()
     lab = Lab(profile, lr=float(rates["lr"].iloc[0]))
-    items = pd.concat([lab.study(name).items for name in ("methods", "ratio")], ignore_index=True)
-    return lab, items.drop_duplicates(["run", "group", "task", "metric", "item"], ignore_index=True)
+    return lab, deliver.together(*(lab.study(name).items for name in deliver.STUDIES))
 
 
 def samples(lab: Lab, n: int = 12) -> pd.DataFrame:
     """Return some context-free samples of the base, to be read."""
     return lab.samples("context_free").head(n)
-
-
-def plan_of(lab: Lab, table: pd.DataFrame) -> Plan:
-    """Return the recommended run; of several seeds the first."""
-    row = table[table["recommended"]].iloc[0]
-    for name in ("methods", "ratio"):
-        for plan in lab.steps.plans(name):
-            same = (pd.isna(row[k]) if v is None else v == row[k] for k, v in plan.settings().items() if k in table)
-            if plan.seed == lab.profile.seeds[0] and all(same):
-                return plan
-    raise AssertionError("the recommended row is none of the study's runs")
 
 
 def _resume(folder: Path, asked: dict) -> tuple[Profile | None, list[str]]:

@@ -19,6 +19,8 @@ from cfutils.profiles import Profile
 from cfutils.recipes import Plan
 
 STATE, RESULTS, MODEL = "adapt.json", "results.json", "model"
+STUDIES = ("methods", "ratio")
+"""What is run: plain fine-tuning and its averages, replay at several shares."""
 UNITS = {BITS.metric: BITS.unit, KL.metric: KL.unit}
 
 
@@ -41,13 +43,32 @@ def _plain(value: Any) -> Any:
     return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
 
 
-def model(folder: Path, lab: Lab, plan: Plan) -> None:
-    """Write weights, tokenizer, template and generation configuration, those of the base but for the weights."""
+def together(*items: pd.DataFrame) -> pd.DataFrame:
+    """Return the items of several studies, of a run that occurs in two of them once."""
+    return pd.concat(items).drop_duplicates(["run", "group", "task", "metric", "item"], ignore_index=True)
+
+
+def plan_of(lab: Lab, table: pd.DataFrame) -> Plan:
+    """Return the recommended run; of several seeds the first."""
+    row = table[table["recommended"]].iloc[0]
+    for name in STUDIES:
+        for plan in lab.steps.plans(name):
+            same = (pd.isna(row[k]) if v is None else v == row[k] for k, v in plan.settings().items() if k in table)
+            if plan.seed == lab.profile.seeds[0] and all(same):
+                return plan
+    raise AssertionError("the recommended row is none of the study's runs")
+
+
+def model(folder: Path, lab: Lab, plan: Plan) -> Path:
+    """Write weights, tokenizer, template and generation configuration, those of the base but for the weights.
+
+    Returns the model's folder, in `folder`.
+    """
     base = lab.store.ensure_here(lab.steps.base, lab.session).model_folder
     run = lab.store.ensure_here(lab.steps.run(plan), lab.session).model_folder
     work = folder / f".{MODEL}.work"
     shutil.rmtree(work, ignore_errors=True)
-    work.mkdir()
+    work.mkdir(parents=True)
     for file in sorted(run.iterdir()):
         if file.suffix == ".safetensors" or file.name in ("config.json", "model.safetensors.index.json"):
             shutil.copy(file, work)
@@ -58,6 +79,7 @@ def model(folder: Path, lab: Lab, plan: Plan) -> None:
             shutil.copy(file, work)
     shutil.rmtree(folder / MODEL, ignore_errors=True)
     os.replace(work, folder / MODEL)
+    return folder / MODEL
 
 
 def results(folder: Path, profile: Profile, table: pd.DataFrame, command: str, notes: list[str]) -> None:

@@ -6,7 +6,6 @@ import base64
 import io
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from jinja2 import Environment
 from matplotlib.figure import Figure
@@ -33,7 +32,8 @@ img { max-width: 100% } pre { white-space: pre-wrap; background: #f5f5f5; paddin
 {% for row in rows %}<tr{% if row.chosen %} class="chosen"{% endif %}>{% for cell in row.cells %}<td>{{ cell }}</td>
 {% endfor %}</tr>{% endfor %}</table>
 <p>Target: {{ metric }}. Drop from the base in {{ unit }}; above 0 is worse. Learned less: its target score is below
-that of plain fine-tuning by more than the window within which scores count as equal.</p>
+that of plain fine-tuning by more than the window within which scores count as equal, and it learned less than 95 % of
+what plain fine-tuning did.</p>
 <h2>Task by task, the recommended run</h2>
 <table><tr><th>task</th><th>metric</th><th>base</th><th>tuned</th><th>drop [95 %]</th><th>items</th></tr>
 {% for cells in tasks %}<tr>{% for cell in cells %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}</table>
@@ -49,9 +49,10 @@ def write(
     path: Path, profile: Profile, table: pd.DataFrame, items: pd.DataFrame, notes: list[str], samples: pd.DataFrame
 ) -> None:
     """Write the report. table: of `recommend.compare`; items: what it was made of; samples: of the Lab, with texts."""
+    plots.style()
     page = Environment(autoescape=True).from_string(PAGE).render(
         title=f"{profile.about}: what it learned and what it forgot",
-        reasons=recommend.reasons(table), figure=_png(intervals(table)),
+        reasons=recommend.reasons(table), figure=_png(plots.run_choice(table)[0]),
         header=recommend.HEADER, metric=table["target_metric"].iloc[0], unit=UNITS[table["metric"].iloc[0]],
         rows=[{"chosen": row["recommended"], "cells": recommend.cells(row)} for _, row in table.iterrows()],
         tasks=_tasks(table, items), notes=notes, samples=samples["text"].tolist(),
@@ -59,27 +60,6 @@ def write(
     half = path.with_name(f".{path.name}.work")
     half.write_text(page, encoding="utf-8")
     half.replace(path)
-
-
-def intervals(table: pd.DataFrame) -> Figure:
-    """Draw the drop of every run, those that learned less hollow, the recommended one named in bold."""
-    plots.style()
-    runs = table[table["recipe"] != "base"].reset_index(drop=True)
-    fig = Figure(figsize=(9, 1.4 + 0.32 * len(runs)), layout="constrained")
-    ax = fig.subplots()
-    for place, row in runs.iterrows():
-        bars = np.array([[row["drop"] - row["low"]], [row["high"] - row["drop"]]])
-        shade = "#00734E" if row["recommended"] else "#444444"
-        ax.errorbar([row["drop"]], [place], xerr=np.maximum(bars, 0), color=shade, marker="o", capsize=3,
-                    markerfacecolor=shade if row["learned"] else "white")  # fmt: skip
-    names = [recommend.name(row) + ("" if row["learned"] else ", learned less") for _, row in runs.iterrows()]
-    ax.set_yticks(range(len(runs)), names)
-    for tick, chosen in zip(ax.get_yticklabels(), runs["recommended"], strict=True):
-        tick.set_fontweight("bold" if chosen else "normal")
-    ax.axvline(0, color="black", linestyle=":", linewidth=1)
-    ax.set_ylim(len(runs) - 0.5, -0.5)
-    ax.set_xlabel(f"← forgets less    drop, {UNITS[runs['metric'].iloc[0]]}    forgets more →")
-    return fig
 
 
 def _png(fig: Figure) -> str:

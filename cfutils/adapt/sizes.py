@@ -16,10 +16,12 @@ ALPHAS = (0.3, 0.5, 0.7)
 """WiSE-FT's shares of the tuned weights."""
 RATES = (0.1, 0.3, 1.0)
 """Learning rates that are tried, as shares of `top_rate` (the grid of plain fine-tuning's knob)."""
+BATCH = 8
+"""Items in an optimiser step, where there are enough."""
 MIN_TRAIN, MIN_HELDOUT = 12, 4
 """Fewest items that anything can be said of."""
-STEPS = 24
-"""Fewest optimiser steps that batches are made small for."""
+STEPS, EPOCHS = 100, (3, 10)
+"""Optimiser steps that epochs are added for, from the fewest epochs to the most; then batches are made smaller."""
 PROBE = 32
 """Sequences of each probe."""
 MAX_TOKENS = 128
@@ -79,7 +81,7 @@ class Sizes:
 
 
 def fit(facts: Facts, *, budget: float) -> Sizes:
-    """Return the largest sizes that fit into a budget (seconds), from all data, three epochs and 200 items a task down.
+    """Return the largest sizes that fit into a budget (seconds), from all data and 200 items a task down.
 
     First fewer items are scored, then fewer epochs run, then fewer items are tuned on. Raises `UserError` for too few
     items, with how many there are, and for a budget that is too small, with the least that is needed.
@@ -92,7 +94,9 @@ def fit(facts: Facts, *, budget: float) -> Sizes:
             f"{facts.n_heldout} held out; at least {MIN_TRAIN}, 2 and {MIN_HELDOUT} are needed: about 24 in all, of "
             "which a hash of the prompt holds out a quarter. Give more items, or raise max_length if many are too long."
         )
-    found = _sizes(facts, n_train, n_validation, epochs=3, limit=200)
+    low, high = EPOCHS
+    epochs = max(low, min(high, -(-STEPS * BATCH // n_train)))
+    found = _sizes(facts, n_train, n_validation, epochs=epochs, limit=200)
     while sum(found.seconds(facts).values()) > budget:
         if found.limit > 50:
             found = replace(found, limit=found.limit - 25, n_heldout=max(MIN_HELDOUT, found.n_heldout * 7 // 8))
@@ -110,7 +114,7 @@ def fit(facts: Facts, *, budget: float) -> Sizes:
 
 
 def _sizes(facts: Facts, n_train: int, n_validation: int, *, epochs: int, limit: int) -> Sizes:
-    batch = next((b for b in (8, 4, 2) if n_train * epochs / b >= STEPS), 1)
+    batch = next((b for b in (BATCH, 4, 2) if n_train * epochs / b >= STEPS / 2), 1)
     tokens = max(r / (1 - r) for r in RATIOS) * n_train * facts.supervised
     return Sizes(
         n_train=n_train, n_validation=n_validation, n_heldout=min(200, facts.n_heldout), epochs=epochs,

@@ -1,7 +1,8 @@
 """Which of some runs to take: the one that keeps most among those that have learned as much as plain fine-tuning.
 
 For a user's own model and data, where nothing is claimed of methods and one run has to be chosen. A run has learned
-as much if its target score is at most the window of `claims.WINDOWS` below that of plain fine-tuning. Where the best
+as much if its target score is at most the window of `claims.WINDOWS` below that of plain fine-tuning, or if it learned
+`ENOUGH` of what plain fine-tuning did, from the base's score on. Where the best
 one's advantage over plain fine-tuning is within noise, plain fine-tuning is recommended: it is simplest.
 """
 
@@ -16,6 +17,8 @@ from cfutils.analysis.forgetting import SETTINGS
 from cfutils.analysis.paired import Pool
 from cfutils.errors import UserError
 
+ENOUGH = 0.95
+"""Share of what plain fine-tuning learned that counts as all of it."""
 MOST = 0.9
 """Share of what plain fine-tuning learned from which on a run that learned less is worth a mention."""
 COLUMNS = [
@@ -58,6 +61,8 @@ def compare(items: pd.DataFrame) -> pd.DataFrame:
     learned = (start["target"] - out["target"]).to_numpy(float)
     full = learned[out["recipe"] == PLAIN][0]
     out["share"] = learned / full if full else np.nan
+    enough = out["recipe"].ne("base") & (out["share"] >= ENOUGH)
+    out["learned"] = out["learned"].eq(True) | enough
     return out.assign(recommended=np.arange(len(out)) == _choice(out))
 
 
@@ -109,10 +114,10 @@ def reasons(table: pd.DataFrame) -> list[str]:
         found.append(
             f"Recommended: {name(own)}: {_drop(own, unit)}, that is {_span(own, 'saved')} less than plain fine-tuning."
         )
-        cost = own["target_gap"]
+        cost, share = own["target_gap"], own["share"]
         found.append(
             f"Target {own['target_metric']}: {own['target']:.3f} against {plain['target']:.3f} of plain fine-tuning "
-            f"({'no worse' if cost <= 0 else f'{cost:.3f} worse, within the window'})."
+            f"({'no worse' if cost <= 0 else f'{cost:.3f} worse, {share:.0%} of what it learned'})."
         )
         others = table["learned"].eq(True) & ~table["recommended"] & (table["recipe"] != PLAIN)
         near = table[others & (table["low"] <= own["high"])]

@@ -81,7 +81,7 @@ def test_the_weights_are_those_of_the_recommended_run(delivered, tiny_base, mine
     out, _ = delivered
     state = json.loads((out / "adapt.json").read_text())
     lab, items = command.study(profiles.Profile(**state["profile"]))
-    plan = command.plan_of(lab, recommend.compare(items))
+    plan = deliver.plan_of(lab, recommend.compare(items))
     folder = lab.ensure(lab.steps.run(plan)).model_folder
     one, other = (load_file(path / "model.safetensors") for path in (folder, out / "model"))
     assert all((one[name] == other[name]).all() for name in one)

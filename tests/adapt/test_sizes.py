@@ -56,9 +56,10 @@ def test_too_few_items_are_refused(n_train, n_heldout):
         sizes.fit(replace(FACTS, n_train=n_train, n_heldout=n_heldout), budget=1e6)
 
 
-def test_a_dozen_and_a_half_of_items_have_small_batches():
+def test_a_dozen_and_a_half_of_items_have_small_batches_and_more_epochs():
     found = sizes.fit(replace(FACTS, n_train=18, n_heldout=6), budget=1e6)
-    assert (found.n_validation, found.n_train, found.n_heldout, found.batch_size) == (3, 15, 6, 1)
+    assert found.epochs == 10  # 150 items: at 2 in a batch 75 steps, at 4 below 50
+    assert (found.n_validation, found.n_train, found.n_heldout, found.batch_size) == (3, 15, 6, 2)
 
 
 @pytest.mark.parametrize("parameters, rate", [(1.5e6, 4e-3), (135e6, 4e-4), (8e9, 5e-5)])

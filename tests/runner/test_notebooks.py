@@ -25,7 +25,7 @@ from cfutils.runner.jobs import prepare
 
 SUITE = notebook.notebooks()
 FIELDS = {field.name for field in dataclasses.fields(Profile)}
-OWN = {"07": "tiny-claims", "08": "tiny-think"}
+OWN = {"07": "tiny-claims", "08": "tiny-think", "09": "own"}
 """Profiles of notebooks that the default run leaves out."""
 BESIDE = {"00": {"pretrain", "targets"}, "08": {"thinking_target"}}
 """Parameters of notebooks that are no fields of a profile."""

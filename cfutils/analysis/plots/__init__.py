@@ -19,6 +19,7 @@ from cfutils.analysis.plots.retained import (
     kl_against_drop,
     recipe_bars,
 )
+from cfutils.analysis.plots.runs import run_choice
 from cfutils.analysis.plots.samples import samples_diagnostics, samples_text
 from cfutils.analysis.plots.style import (  # the function hides the module of its name
     COLOURS,
@@ -56,6 +57,7 @@ __all__ = [
     "ranking",
     "recipe_bars",
     "row_labels",
+    "run_choice",
     "samples_diagnostics",
     "samples_text",
     "save",
