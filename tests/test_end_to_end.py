@@ -97,6 +97,19 @@ def test_the_verdicts_on_a_small_version_of_their_profile(tmp_path):
     assert (row["status"], row["built"], row["models"]) == ("unchanged", 0, 0)
 
 
+def test_a_base_and_a_file_of_ones_own(tmp_path):
+    """Notebook 09 on its example, with two kept skills; the second time nothing is built."""
+    command = ("run", "own", "-p", "retained=[sum, job]")
+    done = cfutils(*command, home=tmp_path)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    (notebook,) = select(["09"])
+    (folder,) = (tmp_path / "figures").iterdir()
+    drawn(folder, notebook)
+    assert cfutils(*command, home=tmp_path).returncode == 0
+    (row,) = summary(tmp_path, "own")
+    assert (row["status"], row["built"], row["models"]) == ("unchanged", 0, 0)
+
+
 def test_second_run_has_nothing_to_do(home):
     assert cfutils("run", "smoke", home=home).returncode == 0
     assert {(r["status"], r["built"], r["models"]) for r in summary(home)} == {("unchanged", 0, 0)}
