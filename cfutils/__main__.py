@@ -18,7 +18,7 @@ from cfutils import __version__, profiles, recipes
 from cfutils.adapt import arguments
 from cfutils.data import packaged, targets
 from cfutils.errors import UserError, invalid_value
-from cfutils.runner import batch, plan
+from cfutils.runner import batch, plan, sample
 from cfutils.runner.jobs import prepare
 from cfutils.runner.terminal import duration, indent, table
 
@@ -132,6 +132,14 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "name", nargs="+", metavar="NAME", help="export: a profile; compare: two of them"
     )
+
+    sub = command(
+        "sample",
+        "Draw samples of a model: a data set in the files that other trainers read.",
+        sample.run,
+        epilog=sample.EXAMPLE,
+    )
+    sample.arguments(sub)
 
     sub = command(
         "assets",

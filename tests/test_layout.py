@@ -20,6 +20,7 @@ ORDER = (
     ("evaluation",),
     ("pipeline",),
     ("analysis",),
+    ("integrations",),
     ("studies",),
     ("lab",),
     ("runner",),
