@@ -18,7 +18,7 @@ BIN := $(VENV)/bin
 figures: $(READY) ## run every notebook of PROFILE and write figures/PROFILE (ARGS go to `cfutils run`)
 	@$(BIN)/cfutils run $(PROFILE) $(ARGS)
 
-test: lint ## lint, then every test: fast ones first, then the slow ones (ARGS go to pytest)
+test: lint $(VENV)/.peers ## lint, then every test: fast ones first, then the slow ones (ARGS go to pytest)
 	@$(BIN)/python -m pytest $(ARGS)
 
 lint: $(READY) ## ruff
@@ -27,7 +27,7 @@ lint: $(READY) ## ruff
 lab: $(READY) ## open the notebooks in JupyterLab
 	@OMP_WAIT_POLICY=passive $(BIN)/jupyter lab notebooks
 
-# Peers that only the benchmarks measure; what they need is there already.
+# Peers that benchmarks measure and that one integration is tested with; what they need is there already.
 $(VENV)/.peers: $(READY) pyproject.toml
 	@peers=$$($(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["bench"])')
 	$(BIN)/python -m pip install --quiet --no-deps $$peers
