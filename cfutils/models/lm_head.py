@@ -49,7 +49,8 @@ class Head(torch.nn.Module):
     def product(self, hidden: Tensor) -> Tensor:
         """Multiply by the matrix alone, in its dtype or that of autocast."""
         weight, bias = self.linear.weight, self.linear.bias
-        exact = hidden.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+        hidden = hidden.to(weight.dtype)  # Mamba's last states are in fp32 whatever its weights are in
+        exact = weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
         if torch.is_grad_enabled() or hidden.device.type != "cpu" or not exact:
             return F.linear(hidden, weight, bias)
         out = hidden.new_empty(len(hidden), len(weight))

@@ -55,24 +55,25 @@ def prepare(model: Any) -> str | None:
     ids = [i % model.config.get_text_config().vocab_size for i in (5, 7, 11, 13, 17)]
     probes = [ids[:4], [*ids[:3], ids[4]], ids[:2]]
     try:
+        head = Head(model)
         logits = torch.cat([_last_logits(model, probe) for probe in probes])
-        padded = _gap(model, logits, _in_a_batch(model, probes))
+        why = differing(head(_in_a_batch(model, probes)), logits, model.dtype)
+    except UserError:
+        raise
     except FAILURES as error:
+        why = f"{type(error).__name__}: {error}"
+    if why:
         raise UserError(
-            f"{type(model).__name__} is no causal language model that this suite can score "
-            f"({type(error).__name__}: {error}). Choose a decoder whose logits are one matrix times its last states."
-        ) from error
-    if padded:
-        raise UserError(
-            f"{type(model).__name__} changes logits after its last matrix in a way that is not known "
-            f"here ({padded}): extend lm_head.Head"
+            f"{type(model).__name__} cannot be scored ({why}): a document's logits must be its last matrix times "
+            "its last hidden states, whatever follows it in a batch. Choose another decoder as the base, or extend "
+            "lm_head.Head if it changes logits after the matrix."
         )
-    if why := _of_its_own(model):
+    if why := _ruled_out(model):
         return why
     before = model.config._attn_implementation
     try:
         model.set_attn_implementation(packed_attention.NAME)
-        why = _gap(model, logits, _in_a_tree(model, probes))
+        why = differing(head(_in_a_tree(model, probes)), logits, model.dtype)
     except FAILURES as error:
         why = f"{type(error).__name__}: {error}"
     if why:
@@ -80,11 +81,23 @@ def prepare(model: Any) -> str | None:
     return why
 
 
-def _of_its_own(model: torch.nn.Module) -> str | None:
+def has_own_layers(model: torch.nn.Module) -> bool:
+    """Whether an architecture's cache has kinds of layers for itself: those may join tokens by place in the row."""
+    try:
+        layers = DynamicCache(config=_core(model).config).layers
+    except FAILURES:
+        return True
+    return any(type(layer).__module__ != DynamicCache.__module__ for layer in layers)
+
+
+def _ruled_out(model: torch.nn.Module) -> str | None:
     """Return what in an architecture rules packed rows out, however close the numbers are."""
     core = _core(model)
+    if has_own_layers(model):
+        return "its layers attend in a way of their own"
     layers = DynamicCache(config=core.config).layers
-    if core._is_stateful or any(isinstance(one, LinearAttentionCacheLayerMixin) for one in layers):
+    states = any(isinstance(one, LinearAttentionCacheLayerMixin) for one in layers)
+    if states or getattr(core, "_is_stateful", False):
         return "its layers carry a state from token to token"
     if (attention := core.config._attn_implementation) not in ("sdpa", packed_attention.NAME):
         return f"its attention is {attention}, not sdpa"
@@ -95,22 +108,22 @@ def _last_logits(model: torch.nn.Module, ids: list[int]) -> Tensor:
     return model(input_ids=torch.tensor([ids], device=model.device)).logits[:, -1].float()
 
 
-def _gap(model: torch.nn.Module, logits: Tensor, hidden: Tensor) -> str | None:
-    """Say by how much logits differ from those of last hidden states, None where it is rounding."""
-    gap = (Head(model)(hidden) - logits).abs().max()
-    close = gap <= CLOSE.get(model.dtype, 0.05) * logits.abs().max()
+def differing(found: Tensor, logits: Tensor, dtype: torch.dtype) -> str | None:
+    """Say by how much found logits differ from what they should be; None where it is rounding in that dtype."""
+    gap = (found - logits).abs().max()
+    close = gap <= CLOSE.get(dtype, 0.05) * logits.abs().max()
     return None if close else f"logits differ by {gap:.2g}"
 
 
 def _in_a_batch(model: torch.nn.Module, probes: list[list[int]]) -> Tensor:
-    """Return the last state of each document, side by side."""
-    packed = row([chain(probe) for probe in probes], model.device)
-    ends = torch.tensor([len(probe) for probe in probes]).cumsum(0) - 1
+    """Return the last state of each document, side by side with what begins like it and goes on."""
+    packed = row([chain([*probe, probe[0]]) for probe in probes], model.device)
+    ends = torch.tensor([len(probe) + 1 for probe in probes]).cumsum(0) - 2
     return last_hidden(model, packed)[ends]
 
 
 def _in_a_tree(model: torch.nn.Module, probes: list[list[int]]) -> Tensor:
-    """Return the last state of each document; behind a trunk, the first two are a tree and the third stands beside it."""
+    """Return the last state of each document: behind a trunk, two in a tree, and the third beside it."""
     first, second, third = probes
     trunk = Trunk(1)
     last_hidden(model, row([chain(first[:1])], model.device, record=trunk))

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cfutils.errors import UserError
 from cfutils.models import lm_head, packed_rows, packing
 from cfutils.models.lm_head import Head
 from cfutils.models.packed_rows import Block, Trunk
@@ -64,9 +65,13 @@ def read(
 ) -> Iterator[Reading]:
     """Yield forward passes of at most `limit` tokens (or one tree) which together hold every text once.
 
-    The places whose states predict `wanted` are never part of a trunk. `packing.supports_packing` must hold for
-    the model.
+    The places whose states predict `wanted` are never part of a trunk. Raises `UserError` for a model that
+    computes no packed rows (`packing.supports_packing`).
     """
+    if not packing.supports_packing(model):
+        raise UserError(
+            f"{type(model).__name__} computes no packed rows, which common prefixes need: score its texts one by one"
+        )
     for start, group in _families(texts, limit):
         trunk = Trunk(len(start))
         if start:

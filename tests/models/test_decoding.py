@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from transformers import Cache, LlamaConfig
+from transformers.utils import ModelOutput
 
 from cfutils.models import loading
-from cfutils.models.generation import transformers_engine
+from cfutils.models.generation import decoders, transformers_engine
+from cfutils.models.generation.decoders import Way
 from cfutils.models.generation.transformers_engine import choose, continue_all
 from cfutils.models.generation.types import Request
 
@@ -20,22 +22,26 @@ P = [[0.5, 0.3, 0.2], [0.1, 0.6, 0.3], [0.25, 0.25, 0.5]]  # p(next | last)
 class Markov:
     """A model of three tokens, the next given by the last alone; records the rows of each pass."""
 
-    device = torch.device("cpu")
-    config = SimpleNamespace(
-        _attn_implementation="its own", get_text_config=lambda: SimpleNamespace(num_hidden_layers=0)
-    )
+    device, dtype = torch.device("cpu"), torch.float32
+    config = LlamaConfig(vocab_size=3, num_hidden_layers=1, attn_implementation="eager")
 
     def __init__(self):
         self.logits, self.rows = torch.tensor(P).log(), []
 
-    def __call__(self, *, input_ids, past_key_values, **_):
+    def prepare_inputs_for_generation(self, ids, **given):
+        return {"input_ids": ids, **given}
+
+    def forward(self, input_ids, past_key_values=None, **_):
         self.rows.append(len(input_ids))
-        cache = past_key_values or SimpleNamespace(batch_select_indices=lambda keep: None)
-        return SimpleNamespace(logits=self.logits[input_ids[:, -1:]], past_key_values=cache)
+        return ModelOutput(logits=self.logits[input_ids], past_key_values=past_key_values or Cache(layers=[]))
+
+    __call__ = forward
 
 
 def draw(requests, *, temperature=1.0, max_tokens=1, stop=(), **more):
     model = Markov()
+    assert decoders.way(model) is Way.PADDED
+    model.rows.clear()
     found = continue_all(
         model, requests, temperature=temperature, max_tokens=max_tokens, stop=stop, limit=8, **more
     )
@@ -190,6 +196,7 @@ def check(folder, prompts, *, packed):
         model.set_attn_implementation("sdpa")
     requests = [Request(prompt, i) for i, prompt in enumerate(prompts)]
     stop = tuple(range(40))
+    assert decoders.way(model) is (Way.PACKED if packed else Way.PADDED)
     hook = model.model.embed_tokens.register_forward_pre_hook(
         lambda _, args: passes.append(args[0].numel())
     )

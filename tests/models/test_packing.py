@@ -5,6 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from transformers import (
+    BertGenerationConfig,
+    BertGenerationDecoder,
+    DiffLlamaConfig,
+    DiffLlamaForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
     GPT2Config,
@@ -25,8 +29,9 @@ from transformers import (
 
 from cfutils.data.sequences import Sequence
 from cfutils.errors import UserError
-from cfutils.models import packing
-from cfutils.models.packing import Block, Head, Trunk
+from cfutils.models import packed_attention, packed_rows, packing
+from cfutils.models.lm_head import Head
+from cfutils.models.packed_rows import Block, Trunk
 
 SIZE = dict(vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
             num_attention_heads=4, num_key_value_heads=2, bos_token_id=1, eos_token_id=2,
@@ -66,7 +71,7 @@ def model(request):
 @pytest.fixture(params=[0, 64**2], autouse=True)
 def groups(request, monkeypatch):
     """Every test with attention in several groups, and in one."""
-    monkeypatch.setattr(packing, "FREE", request.param)
+    monkeypatch.setattr(packed_rows, "FREE", request.param)
 
 
 @pytest.fixture
@@ -111,8 +116,27 @@ def test_logits_that_the_head_does_not_explain_are_refused():
             out.logits = out.logits + torch.arange(97.0)
             return out
 
-    with pytest.raises(UserError, match=r"Odd changes logits .* extend lm_head\.Head"):
+    with pytest.raises(UserError, match=r"Odd cannot be scored .* extend lm_head\.Head"):
         packing.prepare(made(Odd, LlamaConfig(**SIZE)))
+
+
+def test_a_model_that_sees_what_follows_is_refused():
+    """BERT as it is by default: its logits of a token change with the tokens behind it."""
+    model = made(BertGenerationDecoder, BertGenerationConfig(**SIZE))
+    with pytest.raises(UserError, match=r"whatever follows it in a batch. Choose another decoder"):
+        packing.prepare(model)
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "why"),
+    [
+        (MambaForCausalLM, MAMBA, "its layers carry a state from token to token"),
+        (LlamaForCausalLM, LlamaConfig(**SIZE, attn_implementation="eager"), "its attention is eager"),
+        (DiffLlamaForCausalLM, DiffLlamaConfig(**SIZE), "logits differ by"),  # attends twice in each layer
+    ],
+)  # fmt: skip
+def test_a_model_that_cannot_be_packed_says_why(kind, config, why):
+    assert why in packing.prepare(made(kind, config))
 
 
 def test_branches_of_a_tree_do_not_see_each_other(model):
@@ -125,7 +149,7 @@ def test_branches_of_a_tree_do_not_see_each_other(model):
     ends = [tree.grow(stem, ids[3:])[-1] for ids in documents]
     assert ends == [4, 5, 8] and tree.parents == [-1, 0, 1, 2, 3, 2, 2, 6, 7] and tree.branches
     with torch.inference_mode():
-        row = packing.row([packing.chain([40, 41]), tree], model.device)
+        row = packed_rows.row([packed_rows.chain([40, 41]), tree], model.device)
         assert row.positions.tolist() == [[0, 1, 0, 1, 2, 3, 4, 3, 3, 4, 5]]
         found = Head(model)(packing.last_hidden(model, row)[[2 + end for end in ends]])
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
@@ -137,8 +161,8 @@ def test_a_trunk_is_what_its_tokens_in_every_block_are(model):
     expected = torch.stack([alone(model, [*ids, 50, 51])[-1], alone(model, [*ids, 60])[-1]])
     assert packing.prepare(model) is None
     trunk = Trunk(len(ids))
-    packing.last_hidden(model, packing.row([packing.chain(ids)], model.device, record=trunk))
-    row = packing.row([packing.chain([50, 51]), packing.chain([60])], model.device, trunk=trunk)
+    packing.last_hidden(model, packed_rows.row([packed_rows.chain(ids)], model.device, record=trunk))
+    row = packed_rows.row([packed_rows.chain([50, 51]), packed_rows.chain([60])], model.device, trunk=trunk)
     assert row.positions.tolist() == [[11, 12, 11]]
     found = Head(model)(packing.last_hidden(model, row)[[1, 2]])
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
@@ -154,6 +178,23 @@ def test_gradients_are_those_of_documents_alone(llama):
         llama(input_ids=torch.tensor([s.ids])).logits[0, s.first - 1 : -1].square().sum().backward()
     for one, p in zip(grads, llama.parameters(), strict=True):
         torch.testing.assert_close(one, p.grad, atol=1e-2, rtol=1e-3)
+
+
+def test_gradients_with_checkpoints_are_those_without():
+    """What a layer attends to is there when it is computed again for its gradient."""
+    model = made(MistralForCausalLM, MistralConfig(**SIZE, sliding_window=4)).train()
+    assert packing.prepare(model) is None
+
+    def gradients():
+        model.zero_grad()
+        found = packing.documents(SEQUENCES, model.device)
+        Head(model)(packing.last_hidden(model, found.packed)[found.rows]).square().sum().backward()
+        return [p.grad.clone() for p in model.parameters()]
+
+    plain = gradients()
+    model.gradient_checkpointing_enable()
+    for one, two in zip(plain, gradients(), strict=True):
+        torch.testing.assert_close(one, two, atol=1e-4, rtol=1e-4)
 
 
 @torch.inference_mode()
@@ -173,17 +214,52 @@ def test_ordinary_calls_of_a_prepared_model_are_what_they_were(llama):
         torch.testing.assert_close(one, two, atol=1e-4, rtol=1e-4)
 
 
-def test_a_sequence_longer_than_a_sliding_window_is_refused():
-    model = made(MistralForCausalLM, MistralConfig(**SIZE, sliding_window=8))
+@torch.inference_mode()
+def test_a_token_sees_its_window_in_its_document_alone():
+    """Windows of 4: a chain, a tree and both behind a trunk of 6, each against documents alone."""
+    model = made(MistralForCausalLM, MistralConfig(**SIZE, sliding_window=4))
+    documents = [range(20, 31), range(40, 43), (*range(20, 28), *range(50, 55))]
+    expected = torch.stack([alone(model, list(ids))[-1] for ids in documents])
     assert packing.prepare(model) is None
-    in_a_row(model, [Sequence(tuple(range(9)), 1)])
-    with pytest.raises(UserError, match=r"window of 8: lower max_tokens"):
-        in_a_row(model, [Sequence(tuple(range(10)), 1)])
+    tree = Block()
+    stem = tree.grow([], range(20, 28))
+    ends = [tree.grow(stem, list(ids)[8:])[-1] for ids in (documents[0], documents[2])]
+    row = packed_rows.row([tree, packed_rows.chain(documents[1])], model.device)
+    states = packing.last_hidden(model, row)[[ends[0], len(tree.ids) + 2, ends[1]]]
+    torch.testing.assert_close(Head(model)(states), expected, atol=1e-4, rtol=1e-4)
+    trunk = Trunk(6)
+    packing.last_hidden(
+        model, packed_rows.row([packed_rows.chain(range(20, 26))], model.device, record=trunk)
+    )
+    blocks = [packed_rows.chain(list(ids)[6:]) for ids in (documents[0], documents[2])]
+    states = packing.last_hidden(model, packed_rows.row(blocks, model.device, trunk=trunk))[[4, 11]]
+    torch.testing.assert_close(Head(model)(states), expected[[0, 2]], atol=1e-4, rtol=1e-4)
+
+
+def test_a_document_within_the_window_needs_no_mask():
+    """Masks by hand: none up to the window of 4; beyond it three before each token, in every layer of the kind."""
+    model = made(MistralForCausalLM, MistralConfig(**SIZE, sliding_window=4))
+    assert packing.prepare(model) is None
+    masks = []
+    attend = packed_attention._attend
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(
+            packed_attention.AttentionInterface._global_mapping, packed_attention.NAME,
+            lambda *args, **kwargs: masks.append(args[4].masks) or attend(*args, **kwargs),
+        )  # fmt: skip
+        for n in (3, 5):
+            packing.last_hidden(model, packed_rows.row([packed_rows.chain(range(n))], model.device))
+    (within, _), (beyond, again) = masks[:2], masks[2:]
+    assert within == [None]
+    assert beyond is again
+    assert beyond[0][0, 0].int().tolist() == [
+        [1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [0, 1, 1, 1, 1]
+    ]  # fmt: skip
 
 
 def test_documents_by_hand(monkeypatch):
     """(1 2 3 4), loss from 2 on; (5 6), loss from 1 on: rows 1 2 predict 3 4, row 3 predicts 6."""
-    monkeypatch.setattr(packing, "FREE", 1000)
+    monkeypatch.setattr(packed_rows, "FREE", 1000)
     found = packing.documents([Sequence((1, 2, 3, 4), 2), Sequence((5, 6), 1)], torch.device("cpu"))
     assert found.packed.ids.tolist() == [[1, 2, 3, 5]]
     assert found.packed.positions.tolist() == [[0, 1, 2, 0]]
@@ -196,13 +272,13 @@ def test_documents_by_hand(monkeypatch):
 
 def test_attention_pads_little(monkeypatch):
     """3 x 25 <= 1.5 (16 + 16 + 25), but 4 x 81 > 1.5 (57 + 81) and 2 x 81 > 1.5 (81 + 4)."""
-    monkeypatch.setattr(packing, "FREE", 0)
+    monkeypatch.setattr(packed_rows, "FREE", 0)
     lengths = [4, 4, 5, 9, 2]
-    row = packing.row([packing.chain(range(n)) for n in lengths], torch.device("cpu"))
+    row = packed_rows.row([packed_rows.chain(range(n)) for n in lengths], torch.device("cpu"))
     assert [group.shape for group in row.groups] == [(3, 5), (1, 9), (1, 2)]
     assert [group.tokens for group in row.groups] == [slice(0, 13), slice(13, 22), slice(22, 24)]
-    monkeypatch.setattr(packing, "FREE", 1000)
-    (group,) = packing.row([packing.chain(range(n)) for n in lengths], torch.device("cpu")).groups
+    monkeypatch.setattr(packed_rows, "FREE", 1000)
+    (group,) = packed_rows.row([packed_rows.chain(range(n)) for n in lengths], torch.device("cpu")).groups
     assert group.shape == (5, 9)
 
 

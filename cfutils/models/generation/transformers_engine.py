@@ -1,8 +1,6 @@
-"""Generation token by token with a transformers model, and a key-value cache allocated once.
+"""Generation token by token with a transformers model, many rows at a time (`decoders`).
 
-Prompts are computed in packed rows, common prefixes once (`prefix_trees`). For decoding, transformers' own
-cache would be copied whole at every token; here each token is written into memory allocated for it, and
-finished rows are dropped once they are an eighth of the batch. There is no top-k and no top-p: a token is
+Finished rows are dropped once they are an eighth of the batch. There is no top-k and no top-p: a token is
 chosen by one uniform number, through the inverse of the cumulative distribution.
 """
 
@@ -10,18 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.cache_utils import DynamicLayer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from cfutils.models import loading, packing, prefix_trees, tokenizers
+from cfutils.models import loading, tokenizers
+from cfutils.models.generation import decoders
+from cfutils.models.generation.decoders import Way
 from cfutils.models.generation.types import Completion, Request
-from cfutils.models.lm_head import Head
-from cfutils.models.prefix_trees import Text
 
 DROP_SHARE = 1 / 8
 """Rows are dropped once this share of the batch is finished: dropping copies the rows that remain."""
@@ -29,114 +26,6 @@ PIECE = 256
 """Probabilities are cumulated one by one inside pieces of this size; above it the pieces' sums are."""
 CHECK_EVERY = 16
 """Tokens between two checks for stop texts: each check detokenises every row."""
-
-
-class _Layer(DynamicLayer):
-    """Keys and values of one layer, (rows, heads, capacity, d), of which the first `length` are filled."""
-
-    def __init__(self, rows: int, capacity: int) -> None:
-        super().__init__()
-        self.rows, self.capacity, self.length = rows, capacity, 0
-
-    def fill(self, length: int, where: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor]) -> None:
-        """Write keys and values, (n, heads, d) each, at rows and columns (n,), all below `length`."""
-        if not self.is_initialized:
-            self.lazy_initialization(*new)
-            self.length = length
-            self.buffers = [
-                t.new_empty(self.rows, t.shape[1], self.capacity, t.shape[2]) for t in new
-            ]
-            for buffer in self.buffers:
-                buffer[:, :, :length] = 0  # padding is masked, but must be finite
-        for buffer, part in zip(self.buffers, new, strict=True):
-            buffer[where[0], :, where[1]] = part
-        self._expose()
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        begin, self.length = self.length, self.length + key_states.shape[-2]
-        for buffer, new in zip(self.buffers, (key_states, value_states), strict=True):
-            buffer[:, :, begin : self.length] = new
-        self._expose()
-        return self.keys, self.values
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        n = len(indices)
-        for i, buffer in enumerate(self.buffers):
-            buffer[:n, :, : self.length] = buffer[indices, :, : self.length]
-            self.buffers[i] = buffer[:n]
-
-    def _expose(self) -> None:
-        self.keys, self.values = (buffer[:, :, : self.length] for buffer in self.buffers)
-
-
-class _PackedDecoder:
-    """Decoding with a model that `packing` supports: prompts in packed rows, then one token at a time."""
-
-    def __init__(
-        self, model: Any, prompts: list[tuple[int, ...]], *, capacity: int, limit: int
-    ) -> None:
-        self.body, self.head = model.base_model, Head(model)
-        width = max(map(len, prompts))
-        n_layers = model.config.get_text_config().num_hidden_layers
-        layers = [_Layer(len(prompts), capacity) for _ in range(n_layers)]
-        self.cache = Cache(layers=layers)
-        self.states = torch.empty(
-            len(prompts), self.head.width, dtype=model.dtype, device=model.device
-        )
-        texts = [Text(ids, ids[-1:]) for ids in prompts]
-        for reading in prefix_trees.read(model, texts, limit=limit, keep=True):
-            trunk = range(reading.trunk.length)
-            rows, columns, places = [], [], []
-            indices, ends = zip(*((index, path[-1]) for index, path in reading.paths), strict=True)
-            self.states[list(indices)] = reading.hidden[list(ends)]
-            for index, path in reading.paths:
-                whole = [*trunk, *(len(trunk) + place for place in path)]
-                rows += [index] * len(whole)
-                columns += range(width - len(whole), width)
-                places += whole
-            rows, columns, places = torch.tensor([rows, columns, places], device=model.device)
-            for number, layer in enumerate(layers):
-                parts = (reading.trunk.layers, reading.kept.layers) if trunk else (reading.kept.layers,)
-                keys, values = (torch.cat(t, 2)[0] for t in zip(*(p[number] for p in parts), strict=True))
-                new = (keys.transpose(0, 1)[places], values.transpose(0, 1)[places])
-                layer.fill(width, (rows, columns), new)
-
-    def next_logits(self, ids: Tensor, mask: Tensor | None, positions: Tensor) -> Tensor:
-        """Return logits after one more token, ids (rows, 1); the first call returns the prompts' own."""
-        states, self.states = self.states, None
-        if states is None:
-            out = self.body(
-                input_ids=ids, attention_mask=mask, position_ids=positions,
-                past_key_values=self.cache, use_cache=True,
-            )  # fmt: skip
-            states = out.last_hidden_state[:, -1]
-        return self.head(states)
-
-    def keep(self, rows: Tensor) -> None:
-        """Drop all other rows."""
-        self.cache.batch_select_indices(rows)
-
-
-class _PaddedDecoder:
-    """Decoding with any model: prompts as a padded batch, and the cache that the model makes itself."""
-
-    def __init__(self, model: Any) -> None:
-        self.model, self.cache = model, None
-
-    def next_logits(self, ids: Tensor, mask: Tensor | None, positions: Tensor) -> Tensor:
-        """Return logits after the last of some tokens, ids (rows, tokens)."""
-        out = self.model(
-            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=self.cache,
-            use_cache=True, logits_to_keep=1,
-        )  # fmt: skip
-        self.cache = out.past_key_values
-        return out.logits[:, -1].float()
-
-    def keep(self, rows: Tensor) -> None:
-        """Drop all other rows."""
-        self.cache.batch_select_indices(rows)
 
 
 def continue_all(
@@ -155,27 +44,28 @@ def continue_all(
     called after every `CHECK_EVERY` tokens of a row and ends the row if it returns True; the completion
     then holds all of its tokens, which may be more than were needed.
     """
-    width = max(len(r.prompt) for r in requests)
-    ids = torch.zeros(len(requests), width, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for row, request in enumerate(requests):  # padded on the left: the last column is the newest
-        ids[row, width - len(request.prompt) :] = torch.tensor(request.prompt)
-        mask[row, width - len(request.prompt) :] = 1
-    ids, mask = ids.to(model.device), mask.to(model.device)
+    prompts = [tuple(r.prompt) for r in requests]
+    lengths = sorted(set(map(len, prompts)))
+    if len(lengths) > 1 and decoders.way(model) is Way.ALIKE:
+        found: dict[int, Completion] = {}
+        for length in lengths:
+            places = [i for i, prompt in enumerate(prompts) if len(prompt) == length]
+            some = continue_all(
+                model, [requests[i] for i in places], temperature=temperature, max_tokens=max_tokens,
+                stop=stop, limit=limit, enough=enough,
+            )  # fmt: skip
+            found |= zip(places, some, strict=True)
+        return [found[i] for i in range(len(requests))]
+    ids, mask = decoders.padded(prompts, model.device)
     uniforms = torch.stack([_uniforms(r.seed, max_tokens) for r in requests]).to(_exact(model.device))
     tokens: list[list[int]] = [[] for _ in requests]
     logprobs: list[list[float]] = [[] for _ in requests]
     done: dict[int, str] = {}
     alive = list(range(len(requests)))
-    padded = not bool(mask.all())
     with torch.inference_mode():
-        decoder = _PaddedDecoder(model)
-        if _packs_prompts(model, width):
-            prompts = [tuple(r.prompt) for r in requests]
-            decoder = _PackedDecoder(model, prompts, capacity=width + max_tokens, limit=limit)
+        decoder = decoders.opened(model, prompts, max_tokens=max_tokens, limit=limit)
         for step in range(max_tokens):
-            positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-            logits = decoder.next_logits(ids, mask if padded else None, positions)
+            logits = decoder.next_logits(ids, mask)
             chosen, values = choose(logits, uniforms[alive, step], temperature=temperature)
             for index, token, value in zip(alive, chosen.tolist(), values.tolist(), strict=True):
                 if index in done:
@@ -197,14 +87,6 @@ def continue_all(
             mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
     reasons = [done.get(i, "length") for i in range(len(requests))]
     return [Completion(*found) for found in zip(tokens, logprobs, reasons, strict=True)]
-
-
-def _packs_prompts(model: Any, width: int) -> bool:
-    """Whether prompts can be computed in packed rows, which have no sliding window."""
-    if not packing.supports_packing(model):
-        return False
-    window = getattr(model.config.get_text_config(), "sliding_window", None)
-    return not window or width <= window
 
 
 def choose(logits: Tensor, uniforms: Tensor, *, temperature: float) -> tuple[Tensor, Tensor]:
