@@ -68,7 +68,7 @@ class Shipped:
     def table(self, name: str, key: str) -> pd.DataFrame:
         """Return one table of an artifact."""
         found = self._tables(name).get_group(key).drop(columns=KEY).reset_index(drop=True)
-        return found.astype(dict.fromkeys(FLOATS, float)) if name == "items" else found
+        return found.astype(dict.fromkeys(_numbers(name, found), float))
 
     def __str__(self) -> str:
         """When, where and in which precision these results were made."""
@@ -113,12 +113,10 @@ def export(
     rows = [{KEY: key, "record": json.dumps(record)} for key, record in sorted(kept.items())]
     frames = {"records": pd.DataFrame(rows, columns=[KEY, "record"])}
     frames |= {name: pd.concat(parts, ignore_index=True) for name, parts in tables.items()}
-    if "items" in frames:
-        frames["items"] = frames["items"].astype(dict.fromkeys(FLOATS, "float32"))
     for name, frame in frames.items():
+        numbers = _numbers(name, frame)
         # the bytes of numbers of one size are alike, place by place; other columns repeat themselves
-        numbers = [column for column in FLOATS if name == "items" and column in frame]
-        frame.to_parquet(
+        frame.astype(dict.fromkeys(numbers, "float32")).to_parquet(
             work / f"{name}.parquet", index=False, compression="zstd", compression_level=19,
             column_encoding=dict.fromkeys(numbers, "BYTE_STREAM_SPLIT"),
             use_dictionary=[column for column in frame if column not in numbers],
@@ -134,6 +132,11 @@ def export(
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(work, folder)
     return sizes
+
+
+def _numbers(table: str, frame: pd.DataFrame) -> list[str]:
+    """Return the columns of a table that hold scores."""
+    return [column for column in FLOATS if table == "items" and column in frame]
 
 
 def _has(artifact: Artifact, name: str) -> bool:

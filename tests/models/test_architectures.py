@@ -120,7 +120,7 @@ def drawn(seed: int, n: int) -> tuple[int, ...]:
 
 SEQUENCES = [Sequence(drawn(i, n), first) for i, (n, first) in enumerate([(19, 3), (4, 1), (13, 5), (2, 1)])]
 PROMPTS = [drawn(10 + i, n) for i, n in enumerate((14, 3, 1))]
-NEW = 8
+NEW = 6
 """Tokens of an answer."""
 
 
