@@ -61,15 +61,12 @@ def _mask(
         )  # fmt: skip
     if use_vmap or not allow_is_causal_skip:
         raise TypeError("its masks depend on more than the places of two tokens")
-    device = row.positions.device
-    return _Sight(row, [_seen(group, row, mask_function, local_size, device) for group in row.groups])
+    return _Sight(row, [_seen(group, row, mask_function, local_size) for group in row.groups])
 
 
-def _seen(
-    group: Group, row: Row, rule: Callable, local_size: int | None, device: torch.device
-) -> Tensor | None:
+def _seen(group: Group, row: Row, rule: Callable, local_size: int | None) -> Tensor | None:
     """Return what each token of a group attends to by the rule and by the shape of its blocks."""
-    trunk, (blocks, longest) = row.trunk.length, group.shape
+    trunk, (blocks, longest), device = row.trunk.length, group.shape, row.positions.device
     if group.mask is None:
         return sdpa_mask(
             1, longest, longest, mask_function=rule, local_size=local_size, device=device

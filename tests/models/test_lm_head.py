@@ -33,6 +33,13 @@ def test_columns_make_no_difference(monkeypatch, columns, bias, dtype):
     torch.testing.assert_close(found, linear(hidden).float())
 
 
+def test_states_finer_than_the_matrix_are_rounded_to_it():
+    """Mamba in bf16 ends in fp32: 1 + 2^-10 is 1 in bf16."""
+    linear = torch.nn.Linear(1, 1, bias=False, dtype=torch.bfloat16)
+    linear.weight.data.fill_(3)
+    assert made(linear)(torch.tensor([[1 + 2**-10]])).tolist() == [[3.0]]
+
+
 def test_scale_comes_before_the_cap():
     """2 x 3 = 6, halved 3, capped 2 tanh(3/2) = 1.810296."""
     linear = torch.nn.Linear(1, 1, bias=False)

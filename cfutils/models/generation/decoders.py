@@ -200,8 +200,9 @@ def _caches_what_it_attends_to(model: Any) -> bool:
     packing.last_hidden(
         model, packed_rows.row([packed_rows.chain(ids)], model.device, record=trunk)
     )
-    cache = packing.body(model)(input_ids=torch.tensor([ids], device=model.device), use_cache=True).past_key_values
-    return len(cache) == len(trunk.layers) and all(
+    out = packing.body(model)(input_ids=torch.tensor([ids], device=model.device), use_cache=True)
+    cache = out.get("past_key_values")
+    return isinstance(cache, Cache) and len(cache) == len(trunk.layers) and all(
         kept.shape == seen.shape and not packing.differing(kept, seen, model.dtype)
         for number, layer in enumerate(cache.layers)
         for kept, seen in zip((layer.keys, layer.values), trunk.layers[number], strict=True)
