@@ -193,7 +193,7 @@ def test_scores_equal_those_of_the_stock_lm_eval_command(tmp_path):
         packaged.TASKS[name].dataset().to_json(items := tmp_path / f"{name}.jsonl")
         config = {
             "include": str(packaged.TASKS[name].own), "task": f"{name}_here", "dataset_path": "json",
-            "dataset_name": None, "training_split": None, "test_split": None,
+            "dataset_name": None, "training_split": None, "validation_split": "validation", "test_split": None,
             "dataset_kwargs": {"data_files": {"validation": str(items)}},
         }  # fmt: skip
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(config))
