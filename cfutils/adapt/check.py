@@ -43,7 +43,6 @@ class Checked:
     profile: Profile
     facts: Facts
     sizes: Sizes
-    found: files.Found
     notes: tuple[str, ...]
     """What a user should know, one sentence each."""
 
@@ -100,7 +99,7 @@ def check(
     )  # fmt: skip
     Lab(profile).store.check_disk(_steps(profile))
     notes = _notes(found, profile, facts, lengths, spelled, tokenizer.eos_token_id is None)
-    return Checked(profile, facts, fitted, found, notes)
+    return Checked(profile, facts, fitted, notes)
 
 
 def _kept(base: str) -> tuple[str, ...]:
@@ -119,7 +118,8 @@ def _speed(model: object, encoded: list) -> float:
 
     few, n = [], 0
     for one in itertools.cycle(encoded):
-        few, n = [*few, one], n + len(one.ids)
+        few.append(one)
+        n += len(one.ids)
         if n >= TIMED:
             break
     for _ in range(2):

@@ -10,7 +10,6 @@ import pandas as pd
 
 from cfutils.adapt import check as checks
 from cfutils.adapt import deliver, report
-from cfutils.adapt.sizes import RATIOS
 from cfutils.analysis import recommend
 from cfutils.errors import UserError, invalid_value
 from cfutils.events import say
@@ -109,11 +108,3 @@ def gate(text: str, *, max_drop: float) -> tuple[int, str]:
     if high <= max_drop:
         return 0, f"passed: {shown}"
     return (1, f"failed: {shown}") if low > max_drop else (3, f"undecided, more items are needed: {shown}")
-
-
-def tried() -> str:
-    """Say in a sentence what adapt runs."""
-    return (
-        "plain fine-tuning at three learning rates, then context-free NLL and KL at shares of replay "
-        f"{' and '.join(f'{r:g}' for r in RATIOS)}, and WiSE-FT's curve"
-    )
