@@ -44,11 +44,17 @@ class Head(torch.nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """hidden: (n, width). Returns logits (n, vocabulary)."""
-        return self.finish(self.product(hidden))
+        return self.finish(self.product(hidden, self.linear.weight))
 
-    def product(self, hidden: Tensor) -> Tensor:
+    def matrix(self) -> Tensor:
+        """Return the matrix in the dtype that products are made in: converted once for many of them."""
+        weight = self.linear.weight
+        device = weight.device.type
+        return weight.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else weight
+
+    def product(self, hidden: Tensor, weight: Tensor) -> Tensor:
         """Multiply by the matrix alone, in its dtype or that of autocast."""
-        weight, bias = self.linear.weight, self.linear.bias
+        bias = self.linear.bias
         hidden = hidden.to(weight.dtype)  # Mamba's last states are in fp32 whatever its weights are in
         exact = weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
         if torch.is_grad_enabled() or hidden.device.type != "cpu" or not exact:

@@ -63,14 +63,15 @@ class _InChunks(torch.autograd.Function):
         losses = weights.new_zeros(len(hidden))
         by_hidden = torch.empty_like(hidden)  # the gradient by hidden
         totals = [torch.zeros_like(p) for p in trained]
+        matrix = head.matrix()
         for begin in range(0, len(hidden), size):
             rows = slice(begin, begin + size)
-            product = head.product(hidden[rows]).requires_grad_()
+            product = head.product(hidden[rows], matrix).requires_grad_()
             with torch.enable_grad():
                 values = term(head.finish(product), rows)
                 (slope,) = torch.autograd.grad((values * weights[rows]).sum(), product)
             losses[rows] = values.detach()
-            by_hidden[rows] = slope @ head.linear.weight.to(slope.dtype)
+            by_hidden[rows] = slope @ matrix.to(slope.dtype)
             for parameter, total in zip(trained, totals, strict=True):
                 if parameter.ndim == 1:  # a bias
                     total += slope.sum(0)

@@ -81,9 +81,9 @@ def test_entropy():
 class Spy(Head):
     """A head that remembers how many rows it saw at a time."""
 
-    def product(self, hidden):
+    def product(self, hidden, weight):
         self.seen = [*getattr(self, "seen", []), len(hidden)]
-        return super().product(hidden)
+        return super().product(hidden, weight)
 
 
 def parts(frozen, bias, **config):
@@ -141,7 +141,7 @@ def test_chunks_under_autocast_add_up_gradients_in_fp32():
     (losses.token_nll(head(hidden), targets) * weights).sum().backward()
     exact, head.linear.weight.grad = head.linear.weight.grad, None
     with torch.autocast("cpu", torch.bfloat16):
-        assert head.product(hidden).dtype == torch.bfloat16
+        assert head.product(hidden, head.matrix()).dtype == torch.bfloat16
         loss, _ = losses.in_chunks(head, hidden, weights, term, size=1)
     loss.backward()
     assert head.linear.weight.grad.dtype == torch.float32
