@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from cfutils.analysis.claims import ALPHA
 from cfutils.analysis.forgetting import KEYS, LOWER_IS_BETTER
 from cfutils.analysis.plots.direct_labels import Mark, label_points
+from cfutils.analysis.plots.families import FAMILIES, family
 from cfutils.analysis.plots.style import (
     dots,
     error_bars,
@@ -25,23 +26,13 @@ from cfutils.analysis.plots.style import (
     wide_range,
     with_unit,
 )
-from cfutils.method import Recipe
-from cfutils.recipes import RECIPES
 
 WORDS = {
     "supported": "#00734E", "contradicted": "#B03A00", "equivalent": "#00558A", "inconclusive": "#555555",
     "not comparable": "#8A8A8A", "not testable": "#8A8A8A",
 }  # fmt: skip
 """Colour of each verdict."""
-FAMILIES = {
-    "replay: NLL": lambda r: r.replay and r.target and r.replay_loss == "nll" and not r.after,
-    "replay: KL": lambda r: r.replay and r.replay_loss == "kl" and r.target and not r.after,
-    "weights that are trained": lambda r: r.train != "all" or r.after == "reduce_intruders",
-    "penalties": lambda r: r.penalty or (r.target_kl and not r.weighting),
-    "weights of target tokens": lambda r: (r.weighting and not r.replay) or r.rewritten,
-    "after fine-tuning, and controls": lambda r: r.after in ("average", "recover") or not r.target,
-}
-"""Kinds of methods, by what their rows say; each method belongs to one."""
+
 
 
 def claim_intervals(
@@ -125,11 +116,6 @@ def _against(row: dict, treatment: str) -> str:
     return f"{row['difference']:+.3f}" + ("" if sure else ", within noise")
 
 
-def family(recipe: Recipe) -> str | None:
-    """Return the kind of method that a row belongs to; None for plain fine-tuning."""
-    return next((name for name, belongs in FAMILIES.items() if belongs(recipe)), None)
-
-
 def frontiers(
     drops: pd.DataFrame, *, metric: str = "bpb_gold", target: str = "nll"
 ) -> tuple[Figure, pd.DataFrame]:
@@ -145,7 +131,7 @@ def frontiers(
     data = new[[*KEYS, "n_seeds", *ends]].merge(old[[*KEYS, *ends]], on=KEYS, suffixes=("_x", "_y"))
     data = some(data.dropna(subset=["tuned_x", "tuned_y"]), "runs with both scores")
     data = data.rename(columns=lambda c: c.replace("tuned", "score"))
-    data["family"] = [family(RECIPES[name]) if name in RECIPES else None for name in data["recipe"]]
+    data["family"] = data["recipe"].map(family)
     kinds = [name for name in FAMILIES if name in set(data["family"])]
     rows = -(-len(kinds) // 3) or 1
     title = f"Every method over its own knob\n95 % intervals of each score, {data['n_seeds'].max():.0f} seeds"

@@ -21,6 +21,7 @@ from cfutils.analysis.bootstrap import SHARES, normal_quantile, score_interval
 from cfutils.analysis.curves import trail
 from cfutils.analysis.forgetting import KEYS, LOWER_IS_BETTER, RUN, by_recipe, relation
 from cfutils.analysis.plots.direct_labels import Mark, label_points
+from cfutils.analysis.plots.families import family, look
 from cfutils.analysis.plots.style import (
     LABELS,
     colour,
@@ -34,12 +35,16 @@ from cfutils.analysis.plots.style import (
     log_axis,
     pick,
     plain_ticks,
+    points,
     row_labels,
     some,
     wide_range,
     with_unit,
     with_verdict,
 )
+
+MANY = 12
+"""Recipes that can be told apart in one panel."""
 
 
 def frontier(
@@ -158,6 +163,7 @@ def drop_heatmap(drops: pd.DataFrame, *, metric: str = "bpb_gold") -> tuple[Figu
 def kl_against_drop(runs: pd.DataFrame, *, metric: str = "bpb_gold") -> tuple[Figure, pd.DataFrame]:
     """KL(base || tuned) on each probe against the retained drop, one point per run.
 
+    More than `MANY` recipes are drawn by kind of method (`families`), without intervals.
     runs: frame of `forgetting.paired_drop`. R2 is that of the line in KL itself, tau is Kendall's.
     Returns the drawn frame: run, recipe, seed, `SETTINGS`, probe, kl, kl_low, kl_high, drop, low, high,
     level.
@@ -174,20 +180,17 @@ def kl_against_drop(runs: pd.DataFrame, *, metric: str = "bpb_gold") -> tuple[Fi
     probes = sorted(set(data["probe"]), key=lambda p: ([*LABELS, p].index(p), p))
     columns = min(2, len(probes))
     lines = math.ceil(len(probes) / columns)
+    covers, many = f"{data['level'].iloc[0]:.0%} intervals over items; ", data["recipe"].nunique() > MANY
     fig, axes = figure(
         "Distance from the base against forgetting, one point per run\n"
-        f"{data['level'].iloc[0]:.0%} intervals over items; R²: straight line in KL (not its log); τ: Kendall's",
+        f"{'' if many else covers}R²: straight line in KL (not its log); τ: Kendall's",
         (4.2 * columns + 0.4, 3.0 * lines + 1.2),
         nrows=lines, ncols=columns, sharey=True, squeeze=False,
     )  # fmt: skip
     for ax, probe in zip(axes.flat, probes, strict=False):
         part = data[data["probe"] == probe]
         log_axis(ax, part["kl"])
-        for recipe, own in part.groupby("recipe", sort=False):
-            x, y = own["kl"], own["drop"]
-            bars = {"xerr": error_bars(x, own["kl_low"], own["kl_high"]),
-                    "yerr": error_bars(y, own["low"], own["high"])}  # fmt: skip
-            dots(ax, recipe, x, y, label=label(recipe), **bars)
+        _scatter(ax, part, many=many)
         ax.axhline(0, color="black", linewidth=0.8, linestyle=":")
         found = relation(part["kl"], part["drop"])
         numbers = f"R² = {found['r2']:.2f}, τ = {found['tau']:.2f}, n = {found['n']}"
@@ -205,6 +208,18 @@ def kl_against_drop(runs: pd.DataFrame, *, metric: str = "bpb_gold") -> tuple[Fi
         ax.axis("off")
     legend(fig, axes.flat)
     return fig, data
+
+
+def _scatter(ax: Axes, part: pd.DataFrame, *, many: bool) -> None:
+    """Draw the runs by recipe with their intervals, or by kind of method where there are many recipes."""
+    if many:
+        for kind, own in part.groupby(part["recipe"].map(family), sort=False):
+            points(ax, own["kl"], own["drop"], label=kind, markersize=5.5, alpha=0.85, **look(kind))
+        return
+    for recipe, own in part.groupby("recipe", sort=False):
+        x, y = own["kl"], own["drop"]
+        bars = {"xerr": error_bars(x, own["kl_low"], own["kl_high"]), "yerr": error_bars(y, own["low"], own["high"])}
+        dots(ax, recipe, x, y, label=label(recipe), **bars)
 
 
 def recipe_bars(drops: pd.DataFrame, *, metric: str = "bpb_gold") -> tuple[Figure, pd.DataFrame]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import io
-import os
 import unicodedata
 from collections.abc import Sequence
 from itertools import cycle
@@ -28,7 +27,7 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from cfutils import events
+from cfutils import atomic, events
 from cfutils.analysis.forgetting import SETTINGS, by_recipe, verdicts
 from cfutils.errors import UserError
 from cfutils.recipes import RECIPES
@@ -126,9 +125,8 @@ def save(fig: Figure, name: str, data: pd.DataFrame, folder: Path) -> dict[str, 
             contents[kind] = buffer.getvalue()
     paths = {kind: folder / f"{name}.{kind}" for kind in ("png", "pdf", "csv")}
     for kind, path in paths.items():
-        part = path.with_name(f".{path.name}.part")
-        part.write_bytes(contents[kind])
-        os.replace(part, path)
+        with atomic.replacing(path) as part:
+            part.write_bytes(contents[kind])
     events.emit("figure", path=str(paths["png"]))
     return paths
 
