@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor
 
+from cfutils import progress
 from cfutils.data import mixing
 from cfutils.data.mixing import Mix
 from cfutils.data.sequences import Sequence
@@ -109,29 +111,28 @@ class Loop:
         warm = max(1, round(self.tuning.warmup * total))
         return schedule.learning_rate(step, peak=self.tuning.lr, warm=warm, total=total)
 
-    def run(self, checkpoint: Path) -> pd.DataFrame:
-        """Go from the checkpoint, if there is one, to the end; return the log."""
+    def run(self, checkpoint: Path, *, stop: Callable[[int], bool] | None = None) -> pd.DataFrame:
+        """Go from the checkpoint, if there is one, to the end, or to where `stop` of a number of steps says so.
+
+        Returns the log, one row per step.
+        """
         done, log = checkpoints.restore(checkpoint, self.trained, self.optimizer)
         if done:
             say(f"  resume at step {done}")
         start = time.monotonic() - (log[-1]["seconds"] if log else 0.0)
-        saved = reported = time.monotonic()
-        for step in range(done, len(self.steps)):
-            log.append({"step": step, **self._step(step), "seconds": time.monotonic() - start})
-            now = time.monotonic()
-            if now - reported > 20 or step + 1 == len(self.steps):
-                reported = now
-                row = log[-1]
-                shown = [
-                    f"{name} {row[f'{name}_loss']:.3f}"
-                    for name in ("target", "replay")
-                    if not math.isnan(row[f"{name}_loss"])
-                ]
-                say(f"  step {step + 1}/{len(self.steps)} {' '.join(shown)}")
-            if now - saved > 60 * self.execution.checkpoint_minutes and step + 1 < len(self.steps):
-                checkpoints.save(checkpoint, self.trained, self.optimizer, step=step + 1, log=log)
-                say(f"  checkpoint at step {step + 1}")
-                saved = time.monotonic()
+        saved = time.monotonic()
+        with progress.task("tuning", total=len(self.steps), done=done) as advance:
+            for step in range(done, len(self.steps)):
+                log.append({"step": step, **self._step(step), "seconds": time.monotonic() - start})
+                both = {name: log[-1][f"{name}_loss"] for name in ("target", "replay")}
+                advance(note=" ".join(f"{k} {v:.3f}" for k, v in both.items() if not math.isnan(v)))
+                late = time.monotonic() - saved > 60 * self.execution.checkpoint_minutes
+                if late and step + 1 < len(self.steps):
+                    checkpoints.save(checkpoint, self.trained, self.optimizer, step=step + 1, log=log)
+                    say(f"  checkpoint at step {step + 1}")
+                    saved = time.monotonic()
+                if stop is not None and stop(step + 1):
+                    break
         return pd.DataFrame(log)
 
     def _step(self, step: int) -> dict[str, float]:
