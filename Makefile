@@ -24,8 +24,8 @@ test: lint $(VENV)/.peers ## lint, then every test: fast ones first, then the sl
 lint: $(READY) ## ruff
 	@$(BIN)/ruff check .
 
-lab: $(READY) ## open the notebooks in JupyterLab
-	@OMP_WAIT_POLICY=passive $(BIN)/jupyter lab notebooks
+lab: $(READY) ## open JupyterLab on the list of notebooks and galleries
+	@OMP_WAIT_POLICY=passive $(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks/index.ipynb
 
 # Peers that benchmarks measure and that one integration is tested with; what they need is there already.
 $(VENV)/.peers: $(READY) pyproject.toml

@@ -20,20 +20,26 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from cfutils import paths
+from cfutils import atomic, display, paths, progress
 from cfutils.data import assets
 from cfutils.errors import UserError
 from cfutils.events import say
 from cfutils.pipeline.results import Shipped
 from cfutils.pipeline.steps import Steps
 from cfutils.pipeline.store import Rebuild, Step
-from cfutils.runner import fresh
+from cfutils.progress import Advance
+from cfutils.runner import fresh, plan
 from cfutils.runner.ahead import Ahead
 from cfutils.runner.jobs import Job, prepare, store_of
-from cfutils.runner.terminal import Terminal, duration, table
+from cfutils.runner.terminal import table
+from cfutils.units import duration
 
 GOOD, UNCHANGED, FAILED = "good", "unchanged", "failed"
 SKIPPED, INTERRUPTED, NOT_RUN = "skipped", "interrupted", "not run"
+KEPT = ("built ", "damaged", "wait:", "warning", "reused")
+"""Beginnings of a notebook's lines that stay on a terminal; others show for a moment."""
+STOPPED = 130
+"""Exit code of a run that was interrupted, which writes no page."""
 
 
 @dataclass
@@ -107,11 +113,21 @@ def run(
         folder = paths.runs() / "notebooks" / jobs[0].profile.name
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock", timeout=0):
-            return _run(jobs, needs, folder)
+            if store_of(jobs[0].profile).missing(step for tops in needs for step in tops):
+                rows = (row for job in jobs for row in plan.plan(job.profile, job.notebook.studies))
+                say(plan.outlook(rows, workers=jobs[0].profile.workers))
+            code, results = _run(jobs, needs, folder)
     except Timeout:
         raise UserError(f"a run of profile {profile} is under way: wait") from None
     finally:
         os.environ.pop("CFUTILS_REBUILD", None)
+    if code != STOPPED:
+        from cfutils.runner import pages
+
+        good = {result.notebook for result in results if result.status in (GOOD, UNCHANGED)}
+        for path in pages.write(profile, jobs, good):
+            print(f"report and gallery: {path}", flush=True)
+    return code
 
 
 def _make_ready(jobs: Sequence[Job]) -> list[list[Step]]:
@@ -132,8 +148,8 @@ def _make_ready(jobs: Sequence[Job]) -> list[list[Step]]:
     return needs
 
 
-def _run(jobs: Sequence[Job], needs: list[list[Step]], folder: Path) -> int:
-    started, clock, terminal = time.time(), time.monotonic(), Terminal()
+def _run(jobs: Sequence[Job], needs: list[list[Step]], folder: Path) -> tuple[int, list[Result]]:
+    started, clock = time.time(), time.monotonic()
     rebuilding = "CFUTILS_REBUILD" in os.environ
     results = [Result(job.notebook.name) for job in jobs]
     lost: dict[str, str] = {}  # number -> name, of notebooks that did not come to a good end
@@ -146,44 +162,46 @@ def _run(jobs: Sequence[Job], needs: list[list[Step]], folder: Path) -> int:
             for number, (job, result) in enumerate(zip(jobs, results, strict=True)):
                 if blockers := [lost[n] for n in job.notebook.needs if n in lost]:
                     result.status, result.reason = SKIPPED, f"needs {', '.join(blockers)}"
-                    terminal.line(f"{job.notebook.name}: skipped, {result.reason}")
+                    say(f"{job.notebook.name}: skipped, {result.reason}")
                 elif not rebuilding and (note := fresh.recall(*job, folder=folder)):
                     result.unchanged(note)
-                    terminal.line(f"{job.notebook.name}: unchanged")
+                    say(f"{job.notebook.name}: unchanged")
                 else:
-                    if ahead:
-                        ahead.wait(number)
-                    built = ahead.built[number] if ahead else set()
-                    _run_one(job, result, folder, terminal, built)
+                    with progress.task(job.notebook.name.replace("_", " ")) as advance:
+                        if ahead:
+                            ahead.wait(number)
+                        built = ahead.built[number] if ahead else set()
+                        _run_one(job, result, folder, advance, built)
                 if result.status not in (GOOD, UNCHANGED):
                     lost[job.notebook.number], code = job.notebook.name, 1
     except KeyboardInterrupt:
-        code = 130
+        code = STOPPED
     seconds = time.monotonic() - clock
-    terminal.line("\n" + summary(results, seconds, store_of(profile).shipped))
-    _write_json(
-        folder / "summary.json",
-        {
-            "profile": profile.name,
-            "parameters": {job.notebook.name: job.parameters for job in jobs},
-            "rebuild": rebuilding,
-            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
-            "seconds": round(seconds, 1),
-            "exit_code": code,
-            "notebooks": [dataclasses.asdict(result) for result in results],
-        },
-    )
-    return code
+    say("\n" + summary(results, seconds, store_of(profile).shipped))
+    written = {
+        "profile": profile.name,
+        "parameters": {job.notebook.name: job.parameters for job in jobs},
+        "rebuild": rebuilding,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
+        "seconds": round(seconds, 1),
+        "exit_code": code,
+        "notebooks": [dataclasses.asdict(result) for result in results],
+    }
+    atomic.write_text(folder / "summary.json", json.dumps(written, indent=1) + "\n")
+    return code, results
 
 
-def _run_one(job: Job, result: Result, folder: Path, terminal: Terminal, built: set[str]) -> None:
+def _run_one(job: Job, result: Result, folder: Path, advance: Advance, built: set[str]) -> None:
     from cfutils.runner import execute
 
     notebook, clock = job.notebook, time.monotonic()
-    terminal.line(f"{notebook.name}: {notebook.title}")
+    say(f"{notebook.name}: {notebook.title}")
 
     def show(line: str) -> None:
-        terminal.progress(f"{notebook.number} +{duration(time.monotonic() - clock)} | ", line)
+        if progress.rewrites() and not line.startswith(KEPT):
+            advance(0, note=line)
+        else:
+            say(f"{notebook.number} +{duration(time.monotonic() - clock)} | {line}")
 
     try:
         failure = execute.run(notebook, job.parameters, folder=folder, env=_kernel_env(), show=show)
@@ -197,7 +215,7 @@ def _run_one(job: Job, result: Result, folder: Path, terminal: Terminal, built: 
         result.count(events, built)
         if result.status == GOOD:
             fresh.remember(*job, folder=folder, events=events)
-        terminal.line(_closing(result, folder))
+        say(_closing(result, folder))
 
 
 def _closing(result: Result, folder: Path) -> str:
@@ -224,6 +242,8 @@ def _kernel_env() -> dict[str, str]:
         "PYTHONHASHSEED": "0",
         "PYTHONWARNINGS": "ignore:IProgress not found",  # no widgets, on purpose
         "PYTHONPATH": os.pathsep.join([package, *others]),
+        "TQDM_DISABLE": "1",  # bars that a notebook's own cells start would stick
+        **display.environment(),
     }
 
 
@@ -257,9 +277,3 @@ def summary(results: Iterable[Result], seconds: float, shipped: Shipped | None =
     good = sum(r.status in (GOOD, UNCHANGED) for r in results)
     lines.append(f"{good} of {len(rows)} good, {duration(seconds)} in all")
     return "\n".join(lines)
-
-
-def _write_json(path: Path, value: Any) -> None:
-    work = path.with_name(f".{path.name}.work")
-    work.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    os.replace(work, path)

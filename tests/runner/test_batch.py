@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,9 +11,11 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from pseudo_terminal import Terminal, screen, states
 
-from cfutils import profiles
+from cfutils import display, profiles
 from cfutils.errors import UserError
+from cfutils.pipeline.estimate import Expected
 from cfutils.runner import batch, notebook, plan
 from cfutils.runner import terminal as terminals
 from cfutils.runner.jobs import prepare
@@ -269,8 +272,9 @@ def test_dry_run_lists_steps_once_and_runs_nothing(two, monkeypatch, capsys):
     def states(profile, studies):
         asked.append((profile.n_train, tuple(studies)))
         row = {"kind": "samples", "label": "T=1", "key": "a1", "state": "built", "seconds": 75.0,
-               "changes": {"code"}}  # fmt: skip
-        other = {"kind": "tuned", "key": f"{profile.n_train}", "state": "missing", "seconds": None}
+               "changes": {"code"}, "expected": None}  # fmt: skip
+        other = {"kind": "tuned", "key": f"{profile.n_train}", "state": "missing", "seconds": None,
+                 "expected": Expected("tuned", None, 0)}  # fmt: skip
         return [row, row | other | {"changes": set()}]
 
     monkeypatch.setattr(plan, "plan", states)
@@ -280,6 +284,7 @@ def test_dry_run_lists_steps_once_and_runs_nothing(two, monkeypatch, capsys):
     assert said.count("samples") == 1 and "1:15" in said and "other code" in said
     assert "profile='tiny', n_train=64, label='x'" in said
     assert "2 steps: 1 there, 1 missing. Nothing was run." in said
+    assert "1 step is missing: time unknown, nothing like it was measured (tuned)" in said
     assert not (two / "data").exists()
 
 
@@ -427,22 +432,48 @@ def test_interrupt_ends_the_kernel_and_what_it_started(root):
     assert all(map(ends, pids))
 
 
+LONG = """import time
+from cfutils import progress
+print("hello", flush=True)
+with progress.task("step", total=9, alike=False), progress.task("tuning", total=60) as advance:
+    for _ in range(60):
+        time.sleep(0.05)
+        advance()
+print("built tuned: ft in 3 s")
+"""
+
+
+def test_what_a_kernel_is_at_is_shown_and_leaves_nothing_in_its_notebook(root, monkeypatch, capsys):
+    monkeypatch.setattr(display, "PLAIN_EVERY", (1.0, 1.0))
+    write(root, "01_long", LONG)
+    assert batch.run("tiny") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(re.fullmatch(r"01 long · tuning \d+/60 · 0:0\d left · step 1 of 9", line) for line in lines)
+    done = nbformat.read(root / "data/runs/notebooks/tiny/01_long.ipynb", 4)
+    outputs = [output for cell in done.cells for output in cell.get("outputs", ())]
+    assert "".join(output.text for output in outputs) == "hello\nbuilt tuned: ft in 3 s\n"
+
+
+def test_a_terminal_shows_one_line_and_ctrl_c_leaves_it_clean(root):
+    write(root, "01_long", LONG, LONG)
+    terminal = Terminal([sys.executable, "-m", "cfutils", "run", "tiny"], env={"CFUTILS_ROOT": str(root)})
+    terminal.until(lambda written: "built tuned" in written and states(written)[-1].startswith("01 long · tuning"))
+    terminal.type("\x03")
+    code, written = terminal.end()
+    shown, rows = states(written), screen(written)
+    assert any(re.fullmatch(r"01 long · \d:\d\d · hello", line) for line in shown)
+    assert code == 130 and rows[0] == "01_long: Long"
+    assert re.fullmatch(r"01 \+0:\d\d \| built tuned: ft in 3 s", rows[1])
+    assert rows[2].startswith("01_long: INTERRUPTED") and rows[-2].startswith("0 of 1 good")
+    assert not any("·" in row or "^C" in row for row in rows)
+
+
 # --- terminal ------------------------------------------------------------------------------------
 
 
-def test_a_terminal_gets_one_rewritten_line_and_what_matters(monkeypatch, capsys):
-    terminal = terminals.Terminal()
-    terminal.rewrites = True
-    terminal.progress("01 +0:01 | ", "step 1 of 9")
-    terminal.progress("01 +0:02 | ", "built tuned: ft in 3 s")
-    said = capsys.readouterr().out
-    assert said == "\r\x1b[K01 +0:01 | step 1 of 9\r\x1b[K01 +0:02 | built tuned: ft in 3 s\n"
-
-
-def test_table_and_duration():
+def test_a_table():
     text = terminals.table(("name", "n"), [("a", 1), ("long", 20)])
     assert text == "name   n\na      1\nlong  20"
-    assert [terminals.duration(s) for s in (5, 75, 3675)] == ["0:05", "1:15", "1:01:15"]
 
 
 def test_a_profile_of_your_own_file(two, tmp_path):

@@ -1,0 +1,66 @@
+"""Captions: numbers of hand-made data, and what is said of data that are not known."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+
+from cfutils import paths
+from cfutils.gallery import figures
+from cfutils.gallery.captions import CAPTIONS, caption
+from cfutils.runner.notebook import notebooks
+
+
+def test_the_ranking_names_the_first_and_the_last_of_those_that_reach_the_target():
+    data = pd.DataFrame(
+        {
+            "recipe": ["replay_only", "l2", "ft"],
+            "drop": [0.0, 0.25, 1.5],
+            "metric": "bpb_gold",
+            "reach": ["learns less", "same", "same"],
+        }
+    )
+    title, text = caption("ranking", data)
+    assert title == "Every method at one target score"
+    assert text == (
+        "Of 2 methods that reach the target score of Context-free NLL, L2 to base forgets least (0.25 in answer bits"
+        " per byte) and Plain fine-tuning most (1.50). 1 do not reach it."
+    )
+
+
+def test_an_ablation_names_the_setting_that_loses_least_with_its_interval():
+    columns = ["panel", "recipe", "ratio", "value", "low", "high", "n_seeds"]
+    rows = [
+        ("retained", "base", None, 0, 0, 0, 0),
+        ("retained", "ft", None, 2, 1.5, 2.5, 3),
+        ("retained", "cfs", 0.2, 1, 0.5, 1.5, 3),
+        ("retained", "cfs", 0.6, -0.001, -0.5, 0.5, 3),
+        ("target", "cfs", 0.2, -9, 0, 0, 3),
+    ]
+    _, text = caption("ratio", pd.DataFrame(rows, columns=columns))
+    assert text == (
+        "Context-free NLL loses least at 0.6: 0.00 [-0.50, 0.50]; plain fine-tuning loses 2.00 [1.50, 2.50]. 3 seeds."
+    )
+
+
+@pytest.mark.parametrize("name", ["ranking", "my_figure"])
+def test_unknown_data_are_described_by_their_size(name):
+    assert caption(name, pd.DataFrame({"x": [1, 2], "y": [3, 4]}))[1] == "Drawn from 2 rows: x, y."
+
+
+def test_every_figure_of_the_suite_has_a_caption_of_its_own():
+    """Of those that ship also a sentence from their data, not the one for any table."""
+    named = {figure for notebook in notebooks() for figure in notebook.figures}
+    assert named <= set(CAPTIONS)
+    for folder in ("tiny", "tiny-claims", "tiny-think", "smollm2", "own"):
+        for path in sorted((paths.root() / "figures" / folder).glob("*.csv")):
+            assert not caption(path.stem, pd.read_csv(path))[1].startswith("Drawn from"), path
+
+
+def test_figures_stand_under_the_notebook_that_draws_them():
+    suite = {one.number: one for one in notebooks()}
+    found = figures.gathered(paths.root() / "figures" / "tiny-claims", [suite["03"], suite["07"]])
+    assert [title for title, _ in found] == [f"07 · {suite['07'].title}"]
+    assert [one.name for one in found[0][1]] == list(suite["07"].figures)
+    first = found[0][1][0]
+    assert (first.width, first.height) == (2080, 1376) and first.files == ("frontiers.pdf", "frontiers.csv")
