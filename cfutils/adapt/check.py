@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from cfutils import profiles
-from cfutils.adapt import sizes
+from cfutils.adapt import kept, sizes
 from cfutils.adapt.sizes import Facts, Sizes
 from cfutils.data import files, sequences, targets, text_ids
 from cfutils.data.splits import is_heldout
@@ -49,12 +49,14 @@ class Checked:
 
 def check(
     base: str, data: str, *, budget: float, keep: tuple[str, ...] = (), columns: Mapping[str, str] | None = None,
-    start_token: str | None = None, seeds: tuple[int, ...] = (0,),
+    start_token: str | None = None, lora: int | None = None, seeds: tuple[int, ...] = (0,),
 ) -> Checked:  # fmt: skip
     """Look at everything and fit the study into a budget (seconds); builds nothing but the base and a few samples.
 
-    base: a folder, a hub id, `asset:NAME` or `shipped:NAME`. data: what `data.files` reads. keep: retained tasks; none
-    takes those of the base that ships, or `KEPT`. Raises `UserError` with the fix for anything that would fail later.
+    base: a folder, a hub id, `asset:NAME` or `shipped:NAME`. data: what `data.files` reads. keep: retained tasks, also
+    files of one's own and tasks on the hub, which are fetched now; none takes those of the base that ships, or `KEPT`.
+    lora: rank of the adapters that are tuned, None to tune all weights. Raises `UserError` with the fix for anything
+    that would fail later.
     """
     if not files.is_file(data) and data not in targets.TARGETS and bases.HUB_ID.fullmatch(data):
         data = files.HUB + data
@@ -64,10 +66,12 @@ def check(
         name=f"adapt-{name}", about=f"{data} on {base}", base=base, start_token=start_token, target=data,
         columns=dict(columns or {}), retained=keep or _kept(base), recipes=("ft", "wise_ft"), alphas=sizes.ALPHAS,
         ablation_recipes=("cfs", "cf_kl"), ratios=sizes.RATIOS, seeds=seeds, ablation_seeds=seeds, lr_factors=(1.0,),
+        **({"train": "lora", "strengths": {"lora": lora}} if lora else {}),
         max_tokens=sizes.MAX_TOKENS, n_probe=sizes.PROBE, n_contextual=sizes.PROBE, chunk=CHUNK, max_new_tokens=48,
         notebooks=("09",),
     ))  # fmt: skip
     lab.steps.check()
+    loaded = kept.load(lab.profile)
     found = targets.own(data, columns) if files.is_file(data) else _known(data)
     folder = lab.ensure(lab.steps.base).model_folder
     tokenizer = lab.session.tokenizer(folder)
@@ -78,27 +82,34 @@ def check(
     with lab.session:
         model = lab.session.model(folder, lab.profile.dtype)
         context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1_000_000
+        if lora:
+            from cfutils.training import adapters
+
+            adapters.check(model)
         parameters, speed = sum(p.numel() for p in model.parameters()), _speed(model, encoded)
     lab = Lab(lab.profile.change(engine="vllm" if parameters >= LARGE else "transformers"))
     drawn = lab.samples("probe")["token_ids"].map(len)  # the first samples, which scores need anyway
+    typical = SKILL_TOKENS if bases.world(base) else TASK_TOKENS
+    abilities = kept.measure(lab.profile, loaded, tokenizer, context=context, typical=typical)
     max_length = int(min(np.ceil(np.quantile(lengths, SHARE) / 16) * 16, context, lengths.max()))
     short = lengths <= max_length
     heldout = np.array([is_heldout(e.group) for e in found.examples])
     facts = Facts(
         parameters=parameters, speed=speed, n_train=int((short & ~heldout).sum()),
         n_heldout=int((short & heldout).sum()), tokens=float(lengths[short].mean()),
-        supervised=float(np.mean([s.supervised for s in encoded])), tasks=len(lab.profile.retained),
-        task_tokens=SKILL_TOKENS if bases.world(base) else TASK_TOKENS, sample_tokens=float(drawn.mean()),
+        supervised=float(np.mean([s.supervised for s in encoded])), tasks=abilities.tasks,
+        task_tokens=abilities.tokens, sample_tokens=float(drawn.mean()),
     )  # fmt: skip
     fitted = sizes.fit(facts, budget=budget)
     spelled = sum(text_ids.spelled(tokenizer, e.prompt + e.response) for e in found.examples)
     profile = lab.profile.change(
-        chat_template=chat, max_length=max_length, lr=sizes.top_rate(parameters), n_train=fitted.n_train,
-        n_validation=fitted.n_validation, n_heldout=fitted.n_heldout, epochs=fitted.epochs,
+        chat_template=chat, max_length=max_length, lr=sizes.top_rate(parameters, lora=lora is not None),
+        n_train=fitted.n_train, n_validation=fitted.n_validation, n_heldout=fitted.n_heldout, epochs=fitted.epochs,
         batch_size=fitted.batch_size, n_samples=fitted.n_samples, limit=fitted.limit,
+        max_new_tokens=abilities.max_new_tokens,
     )  # fmt: skip
     Lab(profile).store.check_disk(_steps(profile))
-    notes = _notes(found, profile, facts, lengths, spelled, tokenizer.eos_token_id is None)
+    notes = _notes(found, profile, facts, abilities, lengths, spelled, tokenizer.eos_token_id is None)
     return Checked(profile, facts, fitted, notes)
 
 
@@ -137,8 +148,9 @@ def _steps(profile: Profile) -> list:
 
 
 def _notes(
-    found: files.Found, profile: Profile, facts: Facts, lengths: np.ndarray, spelled: int, endless: bool
-) -> tuple[str, ...]:
+    found: files.Found, profile: Profile, facts: Facts, abilities: kept.Kept, lengths: np.ndarray, spelled: int,
+    endless: bool,
+) -> tuple[str, ...]:  # fmt: skip
     counts = ", ".join(f"{n:,} {what}" for what, n in found.counts.items())
     long = int((lengths > profile.max_length).sum())
     notes = [
@@ -150,8 +162,14 @@ def _notes(
         f"base: {facts.parameters / 1e6:,.1f}M parameters, {facts.speed:,.0f} tokens a second forward on this machine; "
         + f"its samples have {facts.sample_tokens:.0f} tokens on average; "
         + ("prompts in its chat template" if profile.chat_template else "prompts as they are, no chat template"),
-        f"kept: {', '.join(profile.retained)}, {profile.limit} items each",
+        f"kept: {', '.join(abilities.names)}; at most {profile.limit} items of each task are scored, and generated "
+        f"answers have at most {profile.max_new_tokens} tokens",
     ]
+    if profile.train == "lora":
+        notes.append(
+            f"tuned: low-rank adapters (LoRA) of rank {profile.strengths['lora']:.0f} on all linear layers, in every "
+            "run; the model has them merged, and adapter/ holds them"
+        )
     if spelled:
         notes.append(f"{spelled} tokens with a role are spelt out in the data's texts; they are read as words")
     if endless:

@@ -21,7 +21,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -29,12 +29,12 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from cfutils import paths
+from cfutils import paths, progress
 from cfutils.digests import file_digest
 from cfutils.errors import UserError, invalid_value
 from cfutils.events import say
 
-REPORT_EVERY = 15.0  # seconds between two progress lines of a download
+LOOK_EVERY = 0.5  # seconds between two looks at how much of a download is there
 
 
 @dataclass(frozen=True)
@@ -288,13 +288,14 @@ def _pip(package: Package, work: Path) -> tuple[int, str]:
             command, stdout=output, stderr=subprocess.STDOUT, env=environment
         )
         try:
-            while True:
-                try:
-                    process.wait(timeout=REPORT_EVERY)
-                    break
-                except subprocess.TimeoutExpired:
+            with progress.task(f"fetching {package.name}", package.wheel_bytes / 1e6, unit="MB") as advance:
+                seen = 0.0
+                while process.poll() is None:
+                    with suppress(subprocess.TimeoutExpired):
+                        process.wait(timeout=LOOK_EVERY)
                     here = max((f.stat().st_size for f in work.rglob("*.whl")), default=0) / 1e6
-                    say(f"  {package.name}: {here:.1f} of {package.wheel_bytes / 1e6:.1f} MB")
+                    advance(here - seen)
+                    seen = here
         finally:
             process.kill()
             process.wait()

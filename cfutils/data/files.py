@@ -78,7 +78,7 @@ def read(name: str, path: Path | None, *, columns: Mapping[str, str] | None = No
     found: dict[tuple, Example] = {}
     same: Counter[str] = Counter()
     shape: tuple[str, ...] | None = None
-    for where, row in _rows(name, path):
+    for where, row in rows(name, path):
         counts["rows"] += 1
         if not isinstance(row, dict):
             raise UserError(f"{where}: wants an object with named columns, not {type(row).__name__}")
@@ -168,7 +168,7 @@ def _text(row: dict, name: str, where: str) -> str:
         return ""
     if not isinstance(value, str):
         raise UserError(f"{where}: wants a text under {name!r}, not {json.dumps(value, default=str)[:60]}")
-    return _encodable(value, where)
+    return encodable(value, where)
 
 
 def _turns(turns: list, where: str) -> list[tuple[str, str]]:
@@ -185,11 +185,12 @@ def _turns(turns: list, where: str) -> list[tuple[str, str]]:
                 f"{here}: wants a role (system, user, assistant) and a text under content, not {role!r} and "
                 f"{json.dumps(content, default=str)[:60]}"
             )
-        found.append((role, _encodable(content, here)))
+        found.append((role, encodable(content, here)))
     return found
 
 
-def _encodable(text: str, where: str) -> str:
+def encodable(text: str, where: str) -> str:
+    """Return a text as it is; raises `UserError` for half a surrogate pair, which JSON can hold and UTF-8 cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -200,8 +201,11 @@ def _encodable(text: str, where: str) -> str:
 # ---- rows
 
 
-def _rows(name: str, path: Path | None) -> Iterator[tuple[str, Any]]:
-    """Yield (where, row) of every row; where is for messages, "mine.csv, line 3" for example."""
+def rows(name: str, path: Path | None) -> Iterator[tuple[str, Any]]:
+    """Yield (where, row) of every row; where is for messages, "mine.csv, line 3" for example.
+
+    Raises `UserError` with the line for what cannot be read.
+    """
     if path is None or path.is_dir():
         yield from _hugging_face(name, path)
         return
@@ -211,15 +215,16 @@ def _rows(name: str, path: Path | None) -> Iterator[tuple[str, Any]]:
         from pyarrow import parquet
 
         try:
-            rows = parquet.read_table(path).to_pylist()
+            table = parquet.read_table(path).to_pylist()
         except pyarrow.ArrowInvalid as error:
             raise UserError(f"{path.name} is not a Parquet file ({error})") from None
-        yield from ((f"{path.name}, row {n}", row) for n, row in enumerate(rows, start=1))
+        yield from ((f"{path.name}, row {n}", row) for n, row in enumerate(table, start=1))
         return
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path.name} is not UTF-8 text ({error})") from None
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path.name} is not UTF-8 text (line {line}: {error.reason})") from None
     if kind in (".csv", ".tsv"):
         yield from _delimited(path, text)
     elif kind == ".json" and (whole := _whole(text)) is not None:

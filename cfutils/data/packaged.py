@@ -135,7 +135,7 @@ def medmcqa() -> Iterator[dict]:
     return _first_of_each(requests("medmcqa/mc_5shot"), lambda d: d["id"])
 
 
-def _squad_scores(doc: dict, results: list[str]) -> dict[str, float]:
+def squad_scores(doc: dict, results: list[str]) -> dict[str, float]:
     """Best exact match and F1 over the accepted answers, by SQuAD's own normalisation."""
     from transformers.data.metrics import squad_metrics
 
@@ -146,7 +146,7 @@ def _squad_scores(doc: dict, results: list[str]) -> dict[str, float]:
     }
 
 
-def _generated(prompt: str, gold: str, **more: Any) -> dict[str, Any]:
+def generated(prompt: str, gold: str, **more: Any) -> dict[str, Any]:
     """The definition of a question that is answered by one generated line."""
     return {
         "output_type": "generate_until", "doc_to_text": lambda doc: doc[prompt], "doc_to_target": lambda doc: doc[gold],
@@ -154,15 +154,19 @@ def _generated(prompt: str, gold: str, **more: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def means(*metrics: str) -> list[dict[str, Any]]:
+    """Metrics that `process_results` returns for each item, higher ones being better."""
+    return [{"metric": name, "aggregation": "mean", "higher_is_better": True} for name in metrics]
+
+
 def _squad_definition() -> dict[str, Any]:
     """As in OLMES: title, passage and question; lm-eval's SQuAD asks for "unanswerable" too, which this is not."""
-    means = [{"metric": name, "aggregation": "mean", "higher_is_better": True} for name in ("em", "f1")]
-    return _generated("query", "answers", process_results=_squad_scores, metric_list=means)
+    return generated("query", "answers", process_results=squad_scores, metric_list=means("em", "f1"))
 
 
 def _jeopardy_definition() -> dict[str, Any]:
     match = {"metric": "exact_match", "ignore_case": True, "ignore_punctuation": True}
-    return _generated("query", "answer", metric_list=[match])
+    return generated("query", "answer", metric_list=[match])
 
 
 def _solution_definition() -> dict[str, Any]:

@@ -11,8 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cfutils import paths
-from cfutils.errors import invalid_value
+from cfutils import atomic, paths
+from cfutils.errors import UserError, invalid_value
 from cfutils.events import say
 
 if TYPE_CHECKING:
@@ -52,9 +52,7 @@ def entries() -> dict[str, Entry]:
             for name, one in TaskManager().task_index.items()
         }  # fmt: skip
         file.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = file.with_suffix(".tmp")
-        unfinished.write_text(json.dumps(found), encoding="utf-8")
-        unfinished.replace(file)
+        atomic.write_text(file, json.dumps(found))
     return {
         name: Entry(name, Kind[kind], folder() / path if path else None, tags=set(tags))
         for name, (kind, path, tags) in json.loads(file.read_text(encoding="utf-8")).items()
@@ -125,13 +123,20 @@ def _group_fields() -> set[str]:
 
 
 def load(name: str) -> dict[str, Any]:
-    """Return the task of a name, or all tasks of a group or tag, by name, with their data from the hub."""
+    """Return the task of a name, or all tasks of a group or tag, by name, with their data from the hub.
+
+    Raises `UserError` if these cannot be fetched, or a library that the task imports is missing.
+    """
     from lm_eval.tasks import TaskManager
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # warnings about fields of the definitions
     manager = TaskManager(include_defaults=False)
     manager.task_index.update(entries())
-    return manager.load([name])["tasks"]
+    try:
+        return manager.load([name])["tasks"]
+    except (OSError, ImportError) as error:
+        said = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"the items of {name} cannot be loaded from the hub: {said}") from error
 
 
 def refusal(found: dict[str, Any]) -> str | None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import io
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator
@@ -21,12 +20,14 @@ from lm_eval.evaluator import evaluate as lm_evaluate
 from lm_eval.models.huggingface import HFLM
 from torch import nn
 
+from cfutils import progress
 from cfutils.models import packing, prefix_trees, tokenizers
 from cfutils.models.generation.sampling import open_engine
 from cfutils.models.generation.transformers_engine import TransformersEngine
 from cfutils.models.generation.types import Engine, Request
 from cfutils.models.prefix_trees import Text
 from cfutils.profiles import Execution
+from cfutils.progress import Advance
 
 VLLM_MIN_TOKENS = 20_000
 """Start vLLM only if the answers may have this many tokens in total: its start takes half a minute."""
@@ -119,9 +120,13 @@ class Harness(HFLM):
         lengths = [len(p) + one["max_gen_toks"] for p, one in zip(prompts, settings, strict=True)]
         n_answer_tokens = sum(one["max_gen_toks"] for one in settings)
         answers: dict[int, str] = {}
-        with self._engine(n_answer_tokens, max(lengths, default=0)) as engine:
+        with (
+            self._engine(n_answer_tokens, max(lengths, default=0)) as engine,
+            progress.task("answering", total=len(requests), unit="items") as advance,
+        ):
             for indices in alike.values():
-                found = self._answers(engine, [prompts[i] for i in indices], settings[indices[0]])
+                some = [prompts[i] for i in indices]
+                found = self._answers(engine, some, settings[indices[0]], advance)
                 answers |= zip(indices, found, strict=True)
         return [answers[i] for i in range(len(requests))]
 
@@ -134,13 +139,14 @@ class Harness(HFLM):
         )  # fmt: skip
 
     def _answers(
-        self, engine: Engine, prompts: list[tuple[int, ...]], settings: dict[str, Any]
+        self, engine: Engine, prompts: list[tuple[int, ...]], settings: dict[str, Any], advance: Advance
     ) -> list[str]:
         until = settings["until"]
         stop_texts = tuple(text for text in ([until] if isinstance(until, str) else until) if text)
         completions = engine.draw(
             [Request(prompt, seed=0) for prompt in prompts], temperature=0,
             max_tokens=settings["max_gen_toks"], stop=(self.eot_token_id,), stop_texts=stop_texts,
+            advance=advance,
         )  # fmt: skip
         found = []
         for completion in completions:
@@ -215,11 +221,11 @@ def evaluate(
         if task.OUTPUT_TYPE == "generate_until":
             task.set_config("generation_kwargs", {"max_gen_toks": max_new_tokens}, update=True)
     open_vllm = vllm_opener(model, folder, execution)
-    with contextlib.redirect_stderr(io.StringIO()):  # lm-eval's progress bars stick under papermill
-        lm = Harness(
-            pretrained=model, tokenizer=tokenizer, batch_size=execution.chunk,
-            pass_tokens=execution.pass_tokens, open_vllm=open_vllm,
-        )  # fmt: skip
+    lm = Harness(
+        pretrained=model, tokenizer=tokenizer, batch_size=execution.chunk, pass_tokens=execution.pass_tokens,
+        open_vllm=open_vllm,
+    )  # fmt: skip
+    with progress.task("lm-eval"):
         result = lm_evaluate(  # not simple_evaluate, which lists every installed package at each call
             lm, tasks, samples=indices, bootstrap_iters=0, log_samples=True,
             apply_chat_template=chat_template,

@@ -1,47 +1,36 @@
-"""Scores of one model: retained tasks, target, probes; item by item, so that comparisons can be paired.
+"""Scores of one model: retained tasks and target; item by item, so that comparisons can be paired (probes: `probes`).
 
 Retained tasks are lm-eval's own definitions (`lm_eval_model`). An accuracy on a hundred items has a standard
 error of four to five points, so continuous metrics of the same items stand beside it: `margin`, the
 log-likelihood of the right choice minus that of the best wrong one (nats), and `bpb_gold`, bits per byte of the
 right choice or response. `acc` is the share answered right, by choice or by generation. A base that thinks answers by
 generation, several times an item (`thinking`).
-Probes are sequences never trained on, with NLL and exact full-vocabulary KL(base || tuned) at each token.
 Items are stored; scores are sums over them.
 """
 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import torch
 
+from cfutils import atomic
 from cfutils.data import benchmarks, skills, targets
 from cfutils.data.example import Example
-from cfutils.data.sequences import Sequence, from_samples, response_text
+from cfutils.data.sequences import Sequence, response_text
 from cfutils.evaluation import ITEM, lm_eval_model, thinking, token_scores
-from cfutils.evaluation.token_scores import Scored
-from cfutils.events import say
 from cfutils.models import tokenizers
-from cfutils.models.base_states import BaseStates
 from cfutils.profiles import Execution
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-TOKEN = ["task", "sequence", "position", "token", "nll", "kl"]
-"""Columns of the frame of token rows."""
 PART = 512
 """Retained tasks are scored and stored together until their items are this many."""
-TIMED = 256
-"""Sequences on which the cost of an estimate is measured."""
 HEADLINE = ("acc", "exact_match", "exact_match_flexible")
 """Metrics of the target's own lm-eval task that are kept."""
 
@@ -51,7 +40,8 @@ class Retained:
     """What decides the scores of the retained tasks."""
 
     tasks: Seq[str]
-    """Tasks of lm-eval, groups of them (hub), or skills of the tiny base, as `benchmarks.check` accepts them."""
+    """Tasks of lm-eval, groups of them (hub), skills of the tiny base, or files of one's own, as `benchmarks.check`
+    accepts them."""
     limit: int | None
     """Items per task, spread evenly; None for all."""
     num_fewshot: Mapping[str, int]
@@ -100,8 +90,8 @@ def retained(
                 load(), folder, others, {name: indices[name] for name in others}, group="retained",
                 max_new_tokens=settings.max_new_tokens, chat_template=settings.chat_template, execution=execution,
             ))  # fmt: skip
-        pd.concat(frames, ignore_index=True).to_parquet(part.with_suffix(".tmp"), index=False)
-        part.with_suffix(".tmp").replace(part)
+        with atomic.replacing(part) as unfinished:
+            pd.concat(frames, ignore_index=True).to_parquet(unfinished, index=False)
     _together(work / "items.parquet", parts)
     if said:
         _together(work / "answers.parquet", [path for path in said if path.exists()])
@@ -148,7 +138,8 @@ def lm_eval_items(
     """Score chosen items of lm-eval tasks by name; return the items frame.
 
     Metrics keep lm-eval's names; those of a filter other than the first are named metric_filter. Metrics without
-    a value for each item (F1 of a whole data set, say) are left out. Where a task is retained the exact match of
+    a value for each item (F1 of a whole data set, say) are left out, and those of which the task says that less is
+    better: a drop is read as worse. Where a task is retained the exact match of
     generated answers is `acc`, and bits per byte of the right answer stand beside it.
     """
     found = lm_eval_model.evaluate(
@@ -163,7 +154,7 @@ def lm_eval_items(
             suffix = "" if sample["filter"] == first else f"_{sample['filter'].split('-')[0]}"
             item = str(sample["doc_id"])
             for metric in sample["metrics"]:
-                if np.ndim(value := sample[metric]) == 0 and metric != "perplexity":  # that is bpb_gold
+                if np.ndim(value := sample[metric]) == 0 and task.higher_is_better().get(metric, True):
                     rows.append([group, name, metric + suffix, item, float(value), 1.0])
             if task.OUTPUT_TYPE == "multiple_choice":
                 rows += [[group, name, *row] for row in _continuous(task, sample, item)]
@@ -175,7 +166,6 @@ def lm_eval_items(
             frames[-1]["metric"] = frames[-1]["metric"].replace({"exact_match": "acc", "em": "acc"})
             samples = [sample for sample in found[name] if sample["filter"] == first]
             frames.append(_gold(model, folder, name, task, samples, execution))
-        say(f"  {name}: {len(indices[name])} items")
     return pd.concat(frames, ignore_index=True)
 
 
@@ -191,7 +181,9 @@ def _gold(
     for sample in samples:
         doc = sample["doc"]
         right = doc["response"] if name in skills.skills() else task.doc_to_target(doc)
-        right = right if isinstance(right, str) else right[0]
+        if isinstance(right, int) and task.config.doc_to_choice is not None:
+            right = task.doc_to_choice(doc)[right]
+        right = str(right[0] if isinstance(right, list | tuple) else right)
         answers.append(f"{task.config.target_delimiter}{right}")
         head = tokenizer(sample["arguments"][0][0])["input_ids"]
         tail = tokenizer(answers[-1], add_special_tokens=False)["input_ids"]
@@ -211,13 +203,18 @@ def _bits(item: str, loglik: float, answer: str) -> list:
 
 
 def _continuous(task: Any, sample: dict, item: str) -> list[list]:
-    """Return margin and bits per byte of one multiple-choice item, from its choices' log-likelihoods."""
+    """Return margin and bits per byte of one multiple-choice item, from its choices' log-likelihoods.
+
+    Of several right choices the first counts.
+    """
     doc = sample["doc"]
+    choices = task.doc_to_choice(doc)
     gold = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
-    if isinstance(gold, str):
-        gold = task.doc_to_choice(doc).index(gold)
-    logliks = [float(answer[0]) for answer in sample["filtered_resps"]]
-    right = logliks.pop(gold)
+    golds = gold if isinstance(gold, list) else [gold]
+    golds = [choices.index(one) if isinstance(one, str) else one for one in golds]
+    logliks = [float(answer[0]) for answer in sample["filtered_resps"][: len(choices)]]  # acc_mutual_info asks for more
+    gold, right = golds[0], logliks[golds[0]]
+    logliks = [loglik for place, loglik in enumerate(logliks) if place not in golds]
     return [
         ["margin", item, right - max(logliks), 1.0],
         _bits(item, right, sample["arguments"][gold][1]),
@@ -281,106 +278,3 @@ def target(
             found = found[found["metric"].isin(HEADLINE)]
         items = pd.concat([items, found], ignore_index=True)
     items.to_parquet(work / "items.parquet", index=False)
-
-
-def probe(
-    work: Path,
-    model: torch.nn.Module,
-    base_states: BaseStates | None,
-    tokenizer: PreTrainedTokenizerBase,
-    sequences: dict[str, list[Sequence]],
-    *,
-    limit: int,
-) -> None:
-    """Write items.parquet, NLL and KL(base || tuned) on every probe, and tokens.parquet, the same by token.
-
-    base_states: the base; without it the model is the base, and KL is zero.
-    sequences: by name of the probe.
-    limit: tokens in one forward pass.
-    Token rows hold the text, so they are written for `context_free` alone, whose text is the base's own: texts of
-    the other probes belong to others, and results are published.
-    """
-    rows = []
-    tokens = pd.DataFrame(columns=TOKEN)
-    for name, batch in sequences.items():
-        scored = token_scores.score(model, base_states, batch, limit=limit)
-        for number, (sequence, (nll, kl, *_)) in enumerate(zip(batch, scored, strict=True)):
-            rows.append(["probe", name, "nll", str(number), nll.mean(), len(nll)])
-            rows.append(["probe", name, "kl", str(number), kl.mean(), len(kl)])
-            ids = sequence.ids[sequence.first :]
-            if n_bytes := len(tokenizer.decode(ids, skip_special_tokens=True).encode()):
-                bits = nll.sum() / (n_bytes * math.log(2))
-                rows.append(["probe", name, "bpb", str(number), bits, n_bytes])
-        if name == "context_free":
-            tokens = _token_rows(name, batch, scored, tokenizer)
-        say(f"  probe {name}: {len(batch)} sequences")
-    pd.DataFrame(rows, columns=ITEM).to_parquet(work / "items.parquet", index=False)
-    tokens.to_parquet(work / "tokens.parquet", index=False)
-
-
-def _token_rows(
-    name: str, batch: list[Sequence], scored: list[Scored], tokenizer: PreTrainedTokenizerBase
-) -> pd.DataFrame:
-    """Return one row per supervised token of a probe."""
-    frames = []
-    for number, (sequence, one) in enumerate(zip(batch, scored, strict=True)):
-        ids = sequence.ids[sequence.first :]
-        texts = [tokenizer.decode([i]) for i in ids]
-        columns = [name, number, range(len(ids)), texts, one.nll, one.kl]
-        frames.append(pd.DataFrame(dict(zip(TOKEN, columns, strict=True))))
-    return pd.concat(frames, ignore_index=True)
-
-
-def estimate(
-    work: Path,
-    base_states: BaseStates,
-    model: torch.nn.Module,
-    sequences: list[Sequence],
-    *,
-    limit: int,
-) -> dict[str, Any]:
-    """Write estimate.parquet, one row per sequence, in nats: what KL(base || model) is estimated from.
-
-    log_ratio = sum_t log p_0(x_t) - log p(x_t), which the sampled NLL estimates; kl = sum_t KL(p_0 || p) over the
-    whole vocabulary at each of the same prefixes; tokens, their number. For x drawn from p_0 both have
-    the mean KL(p_0 || p) of sequences (chain rule); kl is the mean of log_ratio given each prefix.
-    Returns the seconds that either estimate takes on `timed` sequences.
-    """
-    found = token_scores.score(model, base_states, sequences, limit=limit)
-    pd.DataFrame(
-        {
-            "tokens": [len(one.nll) for one in found],
-            "log_ratio": [(one.nll - one.nll_base).sum() for one in found],
-            "kl": [one.kl.sum() for one in found],
-        }
-    ).to_parquet(work / "estimate.parquet", index=False)
-    few, clock = sequences[:TIMED], time.monotonic()
-    for one in (base_states.model, model):
-        token_scores.score(one, None, few, limit=limit)
-    middle = time.monotonic()
-    token_scores.score(model, BaseStates(base_states.model, limit=limit), few, limit=limit)
-    seconds = {"log_ratio": middle - clock, "kl": time.monotonic() - middle}
-    return {"seconds": {k: round(v, 4) for k, v in seconds.items()}, "timed": len(few)}
-
-
-def entropy(
-    work: Path, model: torch.nn.Module, samples: pd.DataFrame, *, limit: int
-) -> dict[str, Any]:
-    """Write entropy.parquet: the entropy of p_base(. | prefix) at T = 1 along the base's samples, in nats.
-
-    One row per token: sample, position, entropy, logprob (of this forward pass, in nats). The mean distance of the
-    latter from the log-probability that the sampling engine reported is returned as `engine_gap`.
-    """
-    frames, gap = [], []
-    found = token_scores.score(model, None, from_samples(samples), limit=limit)
-    for row, one in zip(samples.itertuples(), found, strict=True):
-        gap.append(np.abs(-one.nll - np.asarray(row.logprobs)).mean())
-        columns = {
-            "sample": row.index,
-            "position": range(len(one.nll)),
-            "entropy": one.entropy,
-            "logprob": -one.nll,
-        }
-        frames.append(pd.DataFrame(columns))
-    pd.concat(frames, ignore_index=True).to_parquet(work / "entropy.parquet", index=False)
-    return {"engine_gap": float(np.mean(gap))}

@@ -33,12 +33,12 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from cfutils import progress
 from cfutils.data import chat, skills
 from cfutils.data.example import Example
 from cfutils.data.sequences import Sequence, from_example, prompt_ids, response_text
 from cfutils.errors import invalid_value
 from cfutils.evaluation import ITEM, lm_eval_model, token_scores
-from cfutils.events import say
 from cfutils.models import tokenizers
 from cfutils.models.generation.sampling import SEED_BLOCK
 from cfutils.models.generation.types import Completion, Engine, Request
@@ -215,7 +215,6 @@ def score(
     for name, own in items.items():
         if gold and name in skills.skills():
             frames.append(_gold(model, tokenizer, name, own, group, execution.pass_tokens))
-        say(f"  {name}: {len(own)} items, {settings.n} answers each")
     return pd.concat(frames, ignore_index=True), said
 
 
@@ -264,25 +263,26 @@ def answers(
     closed = tuple(tokenizer(chat.closing(tokenizer), add_special_tokens=False)["input_ids"])
     heads = [tuple(prompt_ids(tokenizer, item.prompt, chat_template=True)) for item in items]
     frames = []
-    for cut in (False, True):
-        seed = FIRST_SEED + cut * SEED_BLOCK
-        requests = [
-            Request((*head, *closed) if cut else head, seed + i * settings.n + j)
-            for i, head in enumerate(heads)
-            for j in range(settings.n)
-        ]
-        found = engine.draw(
-            requests, temperature=temperature, stop=tokenizers.end_tokens(tokenizer, start),
-            max_tokens=settings.answer_tokens + (0 if cut else settings.think_budget),
-        )  # fmt: skip
-        rows = []
-        for number, completion in enumerate(found):
-            item = items[number // settings.n]
-            said = _said(completion, tokenizer, form, settings, cut=cut)
-            right = said["answer"] is not None and item.right(said["answer"])
-            rows.append({"task": item.task, "item": item.id, "sample": number % settings.n, "cut": cut,
-                         "right": right, **said})  # fmt: skip
-        frames.append(pd.DataFrame(rows, columns=ANSWER))
+    with progress.task("answering", total=2 * settings.n * len(items), unit="answers") as advance:
+        for cut in (False, True):
+            seed = FIRST_SEED + cut * SEED_BLOCK
+            requests = [
+                Request((*head, *closed) if cut else head, seed + i * settings.n + j)
+                for i, head in enumerate(heads)
+                for j in range(settings.n)
+            ]
+            found = engine.draw(
+                requests, temperature=temperature, stop=tokenizers.end_tokens(tokenizer, start),
+                max_tokens=settings.answer_tokens + (0 if cut else settings.think_budget), advance=advance,
+            )  # fmt: skip
+            rows = []
+            for number, completion in enumerate(found):
+                item = items[number // settings.n]
+                said = _said(completion, tokenizer, form, settings, cut=cut)
+                right = said["answer"] is not None and item.right(said["answer"])
+                rows.append({"task": item.task, "item": item.id, "sample": number % settings.n, "cut": cut,
+                             "right": right, **said})  # fmt: skip
+            frames.append(pd.DataFrame(rows, columns=ANSWER))
     return pd.concat(frames, ignore_index=True)
 
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from cfutils import progress
 from cfutils.data.sequences import Sequence
 from cfutils.models import lm_head, packing
 from cfutils.models.base_states import BaseStates
@@ -39,10 +40,12 @@ def score(
     limit: tokens in one forward pass.
     """
     found: dict[int, Scored] = {}
-    for places, values in _passes(model, base, batch, limit):
-        edges = np.cumsum([batch[i].supervised for i in places])[:-1]
-        parts = (np.split(column, edges) for column in values)
-        found |= zip(places, map(Scored, *parts), strict=True)
+    with progress.task("scoring", total=sum(len(one.ids) for one in batch), unit="tokens") as advance:
+        for places, values in _passes(model, base, batch, limit):
+            edges = np.cumsum([batch[i].supervised for i in places])[:-1]
+            parts = (np.split(column, edges) for column in values)
+            found |= zip(places, map(Scored, *parts), strict=True)
+            advance(sum(len(batch[i].ids) for i in places))
     return [found[i] for i in range(len(batch))]
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cfutils import paths
-from cfutils.data import targets
+from cfutils.data import own_tasks, targets
 from cfutils.digests import digest, file_digest
 from cfutils.pipeline.provenance import source_digest, versions
 from cfutils.profiles import Profile
@@ -38,6 +38,7 @@ def _key(notebook: Notebook, parameters: Mapping[str, Any], profile: Profile) ->
             "parameters": dict(parameters),
             "profile": dataclasses.asdict(profile),
             "target": targets.stamp(profile.target),
+            "kept": [own_tasks.digest(name) for name in profile.retained if own_tasks.is_own(name)],
             "code": _package_digest(),
             "versions": versions(),
             "shipped": _stamp(paths.results(profile.name) / "records.parquet"),

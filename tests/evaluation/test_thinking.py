@@ -59,7 +59,7 @@ class Engine:
     def __init__(self, tokenizer, texts):
         self.tokenizer, self.texts, self.calls = tokenizer, iter(texts), []
 
-    def draw(self, requests, *, temperature, max_tokens, stop, stop_texts=()):
+    def draw(self, requests, *, temperature, max_tokens, stop, stop_texts=(), advance=None):
         self.calls.append(
             SimpleNamespace(
                 requests=requests, temperature=temperature, max_tokens=max_tokens, stop=stop

@@ -103,9 +103,10 @@ def test_runs_again_with_another_parameter(root):
     assert status(root) == "good"
 
 
-def test_runs_again_when_the_items_of_an_own_target_changed(root):
+@pytest.mark.parametrize("line", ["target: {}", "retained: [{}]"])
+def test_runs_again_when_the_items_of_a_file_of_ones_own_changed(root, line):
     own = root / "own.jsonl"
-    (root / "profiles" / "tiny.yaml").write_text(PROFILE + f"target: {json.dumps(str(own))}\n")
+    (root / "profiles" / "tiny.yaml").write_text(PROFILE + line.format(json.dumps(str(own))) + "\n")
     assert status(root) == "good"
     assert status(root) == "unchanged"
     own.write_text('{"prompt": "a", "response": "c"}\n')
