@@ -20,7 +20,8 @@ from cfutils.data import packaged, targets
 from cfutils.errors import UserError, invalid_value
 from cfutils.runner import batch, plan, sample
 from cfutils.runner.jobs import prepare
-from cfutils.runner.terminal import duration, indent, table
+from cfutils.runner.terminal import indent, table
+from cfutils.units import duration
 
 RUN_HELP = f"""examples:
   cfutils run                                  every notebook, profile {profiles.DEFAULT}
@@ -122,6 +123,14 @@ def parser() -> argparse.ArgumentParser:
     )
 
     sub = command(
+        "gallery",
+        "Write a profile's report and gallery again from what there is, without running a notebook.",
+        _gallery,
+        epilog="example: cfutils gallery tiny-claims\n\n`cfutils run` writes it too, with the executed notebooks.",
+    )
+    sub.add_argument("profile", nargs="?", default=profiles.DEFAULT, metavar="PROFILE")
+
+    sub = command(
         "results",
         "Put a profile's results into the shipped layer, or compare two sets of results.",
         _results,
@@ -133,13 +142,7 @@ def parser() -> argparse.ArgumentParser:
         "name", nargs="+", metavar="NAME", help="export: a profile; compare: two of them"
     )
 
-    sub = command(
-        "sample",
-        "Draw samples of a model: a data set in the files that other trainers read.",
-        sample.run,
-        epilog=sample.EXAMPLE,
-    )
-    sample.arguments(sub)
+    sample.add(command)
 
     sub = command(
         "assets",
@@ -190,7 +193,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 2
     except KeyboardInterrupt:
-        print("cfutils: interrupted", file=sys.stderr)
+        print("cfutils: interrupted; the same command goes on where it stopped", file=sys.stderr)
         return 130
 
 
@@ -269,6 +272,15 @@ def _status(options: argparse.Namespace) -> int:
     changed = sum(bool(row["changes"]) for row in rows)
     counts = ", ".join(f"{n} {state}" for state, n in states.items())
     print(f"\n{len(rows)} steps: {counts}; built in {took}; {changed} by other code or versions")
+    if states["missing"]:
+        print(plan.outlook(rows, workers=jobs[0].profile.workers))
+    return 0
+
+
+def _gallery(options: argparse.Namespace) -> int:
+    from cfutils.runner import pages
+
+    print(pages.again(options.profile))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Progress for people, and events for the batch runner."""
+"""Lines for people, and events for the batch runner."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 
 def say(text: str) -> None:
-    """Print one plain line of progress (no bars: they stick under papermill, nteract/papermill#617)."""
-    print(text, flush=True)
+    """Print a line that stays, above the live one (`progress`); in one piece, for another thread may write too."""
+    print(f"{text}\n", end="", flush=True)
 
 
 def emit(event: str, **fields: Any) -> None:

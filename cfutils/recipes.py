@@ -14,7 +14,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from cfutils.errors import invalid_value
-from cfutils.method import OF_THE_RUN, SAMPLED, Knob, Recipe
+from cfutils.method import OF_THE_RUN, SAMPLED, Knob, Recipe, Trained
 
 if TYPE_CHECKING:
     from cfutils.profiles import Profile  # which takes the recipes' names from here
@@ -186,11 +186,23 @@ def own_strength(profile: Profile, recipe: str) -> float | None:
     return value
 
 
+def trained(profile: Profile, row: Recipe) -> Trained:
+    """Return what a recipe trains: what its row says, or adapters where the profile has them in place of all weights.
+
+    Raises `UserError` for a row whose weights a profile's adapters cannot stand for.
+    """
+    if profile.train == "all":
+        return row.train
+    if row.train != "all" or row.penalty:
+        raise invalid_value("train", profile.train, f"'all' for recipe {row.name}", "Or leave the recipe out.")
+    return profile.train
+
+
 def rate(profile: Profile, recipe: str) -> float:
     """Return a recipe's peak learning rate: its own, that of the run it begins with, of LoRA, or of all."""
     row = get(recipe)
-    trained = get(row.of).train if row.of else row.train
-    owners = (recipe, row.of, "lora" if trained in ("lora", "lora_mlp") else None)
+    adapted = trained(profile, get(row.of) if row.of else row) in ("lora", "lora_mlp")
+    owners = (recipe, row.of, "lora" if adapted else None)
     return next((profile.recipe_lr[name] for name in owners if name in profile.recipe_lr), profile.lr)
 
 
@@ -254,6 +266,7 @@ def tuning(profile: Profile, one: Plan) -> dict[str, Any]:
     Settings that came with later recipes are there only where they are used: earlier keys stay.
     """
     row = get(one.recipe)
+    train = trained(profile, row)
 
     def number(name: str, owner: str) -> Any:
         return one.strength if row.knob.name == name else own_strength(profile, owner)
@@ -261,9 +274,9 @@ def tuning(profile: Profile, one: Plan) -> dict[str, Any]:
     found = {
         "seed": one.seed, "lr": one.lr, "ratio": one.ratio, "replay_weight": one.replay_weight,
         **{name: getattr(profile, name) for name in TUNING},
-        "replay_loss": row.replay_loss, "train": row.train,
+        "replay_loss": row.replay_loss, "train": train,
         "l2_weight": number("l2_weight", "l2") if row.penalty == "l2" else None,
-        "lora_rank": round(number("lora_rank", "lora")) if row.train in ("lora", "lora_mlp") else None,
+        "lora_rank": round(number("lora_rank", "lora")) if train in ("lora", "lora_mlp") else None,
     }  # fmt: skip
     if row.knob.name == "weight_decay":
         found["weight_decay"] = one.strength

@@ -166,6 +166,33 @@ def events(tmp_path, monkeypatch):
     return read
 
 
+@pytest.fixture
+def offline(monkeypatch):
+    """Let the hub's client know at once that it has no network: its environment is read when it is imported."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+@pytest.fixture
+def lm_eval_index(tmp_path, monkeypatch):
+    """A small index in the place of lm-eval's, which takes time to make: gsm8k, and mmlu, a group of one and two."""
+    from lm_eval.tasks._index import Entry, Kind
+
+    from cfutils.data import task_index
+
+    files = {
+        "gsm8k": {"task": "gsm8k", "dataset_path": "openai/gsm8k", "test_split": "test", "training_split": "train"},
+        "one": {"task": "one", "output_type": "multiple_choice", "test_split": "test", "training_split": "train"},
+        "two": {"task": "two", "output_type": "generate_until", "test_split": "test"},
+        "mmlu": {"group": "mmlu", "task": ["one", "two"]},
+    }
+    found = {}
+    for name, content in files.items():
+        path = tmp_path / f"lm-eval-{name}.yaml"
+        path.write_text(json.dumps(content), encoding="utf-8")  # JSON is YAML too
+        found[name] = Entry(name, Kind.GROUP if "group" in content else Kind.TASK, path)
+    monkeypatch.setattr(task_index, "entries", lambda: found)
+
+
 @pytest.fixture(scope="session")
 def tiny_choices():
     """Make lm-eval's task of six multiple-choice items, held in memory."""

@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from cfutils import paths
 from cfutils.data import corpus, prose, sequences, targets
 from cfutils.data.sequences import Sequence
-from cfutils.evaluation import scores, token_scores
+from cfutils.evaluation import probes, scores, token_scores
 from cfutils.models import bases, loading, tokenizers
 from cfutils.models.base_states import BaseStates
 from cfutils.models.generation import sampling
@@ -221,15 +221,15 @@ def validation(given, work):
 
 
 def probe(given, work):
-    probes = {"context_free": drawn(2, seed=3), "prose": drawn(2, seed=4, first=2)}
+    chosen = {"context_free": drawn(2, seed=3), "prose": drawn(2, seed=4, first=2)}
     states = BaseStates(given.model, limit=64)
-    scores.probe(work, given.shifted, states, given.tokenizer, probes, limit=64)
+    probes.probe(work, given.shifted, states, given.tokenizer, chosen, limit=64)
     return items(work / "items.parquet") | columns(work / "tokens.parquet", "position", "nll", "kl")
 
 
 def estimate(given, work):
     states = BaseStates(given.model, limit=64)
-    scores.estimate(work, states, given.shifted, drawn(5, seed=5), limit=64)
+    probes.estimate(work, states, given.shifted, drawn(5, seed=5), limit=64)
     return columns(work / "estimate.parquet", "tokens", "log_ratio", "kl")
 
 
@@ -238,7 +238,7 @@ def entropy(given, work):
     frame = pd.DataFrame({
         "index": range(3), "prompt_ids": [[0]] * 3, "token_ids": ids, "logprobs": [[-3.0] * len(i) for i in ids]
     })  # fmt: skip
-    notes = scores.entropy(work, given.model, frame, limit=64)
+    notes = probes.entropy(work, given.model, frame, limit=64)
     return columns(work / "entropy.parquet", "sample", "position", "entropy", "logprob") | notes
 
 

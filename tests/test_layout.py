@@ -12,7 +12,7 @@ from cfutils import paths
 from cfutils.pipeline import provenance
 
 ORDER = (
-    ("errors", "paths", "events", "digests"),
+    ("errors", "paths", "events", "digests", "atomic", "units", "display", "progress"),
     ("profiles", "fields", "recipes", "method", "yaml_input"),
     ("data",),
     ("models",),
@@ -23,6 +23,7 @@ ORDER = (
     ("integrations",),
     ("studies",),
     ("lab",),
+    ("gallery",),
     ("runner",),
     ("adapt",),
     ("__main__",),

@@ -30,9 +30,9 @@ def test_every_step_of_a_paper_profile_is_planned_and_nothing_is_fetched(name, s
             assert any(label.startswith(f"{recipe} seed={seed}") for label in runs), (recipe, seed)
 
 
-def test_a_retained_task_that_no_package_holds_is_refused_at_once(tiny_profile, store):
-    profile = tiny_profile.change(benchmarks="package", retained=["gsm8k"])
-    with pytest.raises(UserError, match=r"retained = .gsm8k.*hellaswag.*benchmarks: hub"):
+def test_a_retained_task_that_nobody_knows_is_refused_at_once(tiny_profile, store, lm_eval_index):
+    profile = tiny_profile.change(benchmarks="package", retained=["gsm7k"])
+    with pytest.raises(UserError, match=r"retained = .gsm7k.*hellaswag.*Did you mean gsm8k"):
         Steps(profile, store).check()
 
 

@@ -82,6 +82,24 @@ def test_a_recipe_may_have_a_learning_rate_of_its_own():
     assert recipes.plan(p, "lora", seed=0, lr=1e-5).lr == 1e-5
 
 
+def test_a_profile_may_train_adapters_in_place_of_all_weights():
+    """Every other setting of a run stays, and plain fine-tuning is the run of the recipe lora."""
+    whole, low = make(strengths={"lora": 8}), make(strengths={"lora": 8}, train="lora")
+    for name in ("ft", "cfs", "cf_kl", "flow"):
+        one, two = (recipes.tuning(p, recipes.plan(p, name, seed=0)) for p in (whole, low))
+        assert two == one | {"train": "lora", "lora_rank": 8}
+    one, two = (recipes.tuning(p, recipes.plan(p, name, seed=0)) for p, name in ((low, "ft"), (whole, "lora")))
+    assert one == two
+    assert recipes.plan(make(train="lora", recipe_lr={"lora": 2e-3}), "wise_ft", seed=0).lr == 2e-3
+
+
+@pytest.mark.parametrize("name", ["l2", "ewc", "lora", "lora_decay", "osf", "lora_reduced"])
+def test_adapters_stand_for_no_other_choice_of_weights(name):
+    with pytest.raises(UserError, match="train = 'lora' is not allowed: 'all' for recipe"):
+        p = make(train="lora")
+        recipes.tuning(p, recipes.plan(p, name, seed=0))
+
+
 def test_wise_ft_is_a_run_for_each_alpha():
     p = make(alphas=[0.25, 0.75])
     found = recipes.plans(p, "wise_ft", seed=0)

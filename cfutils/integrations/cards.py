@@ -6,11 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from huggingface_hub import DatasetCard, DatasetCardData, ModelCard, hf_hub_download
+from huggingface_hub import DatasetCard, DatasetCardData
 
-from cfutils.data import assets
-from cfutils.events import say
-from cfutils.models.bases import PACKAGED
+from cfutils.models import bases
 from cfutils.models.generation import sampling
 
 if TYPE_CHECKING:
@@ -32,7 +30,7 @@ def write(
     drawn = record["inputs"]["params"]
     kind = drawn["source"].replace("_", "-")
     about = sampling.describe(samples.assign(source=kind)).iloc[0]
-    licence = _licence(base)
+    licence = bases.licence(model, base.notes.get("commit"))
     facts = {
         "base": f"{model} ({notes['base']})",
         "revision": base.notes.get("commit") or f"the files with digest {base.key}",
@@ -55,7 +53,7 @@ def write(
     }
     rows = "\n".join(f"| {name} | {_cell(value)} |" for name, value in facts.items())
     data = DatasetCardData(
-        license=licence.lower() if licence else "unknown", task_categories=["text-generation"],
+        license=licence or "unknown", task_categories=["text-generation"],
         tags=["synthetic", f"{kind}-samples"],
         configs=[{"config_name": "default", "data_files": [{"split": "train", "path": "samples.parquet"}]}],
     )  # fmt: skip
@@ -81,21 +79,3 @@ with what it writes. A model repeats parts of what it was trained on: look befor
 
 def _cell(value: object) -> str:
     return str(value).replace("|", "\\|")
-
-
-def _licence(base: Artifact) -> str | None:
-    """Return the licence that a base states, None if it states none or its card cannot be read."""
-    match base.record["inputs"]["params"]:
-        case {"shipped": _}:
-            return "Apache-2.0"
-        case {"asset": name}:
-            return next(row["licence"] for row in assets.licences() if row["path"] == PACKAGED[name].file)
-        case {"hub": repo}:
-            try:
-                card = Path(hf_hub_download(repo, "README.md", revision=base.notes["commit"]))
-            except (OSError, ValueError) as error:
-                say(f"the card of {repo} cannot be read ({type(error).__name__}): its licence is left open")
-                return None
-        case _:
-            card = base.model_folder / "README.md"
-    return ModelCard.load(card).data.license if card.is_file() else None

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from cfutils import progress
 from cfutils.errors import invalid_value
 
 if TYPE_CHECKING:
@@ -123,8 +124,8 @@ def write(
     import datasets
 
     samples.to_parquet(folder / "samples.parquet", index=False)
-    datasets.disable_progress_bars()
-    datasets.Dataset.from_pandas(samples, preserve_index=False).save_to_disk(folder / "dataset")
+    with progress.task("writing"):
+        datasets.Dataset.from_pandas(samples, preserve_index=False).save_to_disk(folder / "dataset")
     for name, columns in (("text", ["text"]), ("prompt_completion", ["prompt", "completion"])):
         with open(folder / f"{name}.jsonl", "w", encoding="utf-8") as file:
             # escapes of JSON for all but ASCII: a reader that splits lines at U+2028 would break a text in two

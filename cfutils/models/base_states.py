@@ -15,9 +15,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from cfutils import atomic, progress
 from cfutils.data.sequences import Sequence
 from cfutils.models import packing
 from cfutils.models.lm_head import Head
+from cfutils.progress import Advance
 
 
 class BaseStates:
@@ -42,15 +44,17 @@ class BaseStates:
         interrupted, and is used as it is.
         """
         unique = list(dict.fromkeys(sequences))
-        if self._path is None:
-            self._states |= self._computed(unique)
-        else:
-            total = 0
-            for sequence in unique:
-                self._rows[sequence] = slice(total, total + sequence.supervised)
-                total += sequence.supervised
-            if not self._path.exists():
-                self._write(torch.empty(total, self.head.width, dtype=self.model.dtype))
+        tokens = sum(len(one.ids) for one in unique)
+        with progress.task("states of the base", total=tokens, unit="tokens") as advance:
+            if self._path is None:
+                self._states |= self._computed(unique, advance)
+            else:
+                total = 0
+                for sequence in unique:
+                    self._rows[sequence] = slice(total, total + sequence.supervised)
+                    total += sequence.supervised
+                if not self._path.exists():
+                    self._write(torch.empty(total, self.head.width, dtype=self.model.dtype), advance)
         self.model, self.head = None, copy.deepcopy(self.head).requires_grad_(False)
 
     @torch.no_grad()
@@ -66,15 +70,16 @@ class BaseStates:
                 parts = [states[self._rows[s]] for s in sequences]
         return torch.cat(parts).to(self.head.linear.weight.device)
 
-    def _write(self, states: Tensor) -> None:
+    def _write(self, states: Tensor, advance: Advance) -> None:
         """Fill `states`, (supervised tokens of all sequences, width), and write them."""
-        for sequence, part in self._computed(list(self._rows)):
+        for sequence, part in self._computed(list(self._rows), advance):
             states[self._rows[sequence]] = part
-        unfinished = self._path.with_suffix(".tmp")
-        save_file({"states": states}, unfinished)
-        unfinished.replace(self._path)
+        with atomic.replacing(self._path) as part:
+            save_file({"states": states}, part)
 
-    def _computed(self, sequences: Seq[Sequence]) -> Iterator[tuple[Sequence, Tensor]]:
+    def _computed(
+        self, sequences: Seq[Sequence], advance: Advance = progress.ignore
+    ) -> Iterator[tuple[Sequence, Tensor]]:
         """Yield sequences and their states, (supervised tokens, width), in the processor's memory."""
         for places in packing.by_length([len(s.ids) for s in sequences], limit=self._limit):
             some = [sequences[i] for i in places]
@@ -82,3 +87,4 @@ class BaseStates:
                 found = packing.documents(some, self.model.device)
                 rows = packing.last_hidden(self.model, found.packed)[found.rows].cpu()
             yield from zip(some, rows.split(found.counts), strict=True)
+            advance(sum(len(one.ids) for one in some))

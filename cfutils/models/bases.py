@@ -6,16 +6,14 @@ and every record says so. Importing this module loads nothing heavy.
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import io
 import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cfutils import paths
+from cfutils import paths, progress
 from cfutils.data import assets
 from cfutils.digests import file_digest
 from cfutils.errors import UserError, invalid_value
@@ -41,6 +39,8 @@ PACKAGED = {
 }
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}")
 """A hub id: owner/name. A path such as ./name is none."""
+HEALED = "healed"
+"""`healed:BASE` is a base trained on prose until held-out prose stops improving."""
 TINY, THINK = "shipped:tiny", "shipped:tiny-think"
 """The bases that ship, in data/tiny and data/tiny-think: those whose pretraining is known."""
 SHIPPED = {TINY: "the tiny base", THINK: "the tiny base that thinks"}
@@ -57,6 +57,8 @@ class Base:
     """Disk that it takes in the store."""
     path: str | None = None
     """Where a local folder is; its content alone decides the key."""
+    of: str | None = None
+    """The base that it is made from, where it is a healed one (`training.healing`)."""
 
 
 def resolve(base: str, revision: str | None = None) -> Base:
@@ -69,13 +71,16 @@ def resolve(base: str, revision: str | None = None) -> Base:
         if base not in SHIPPED:
             raise invalid_value("base", base, " or ".join(SHIPPED))
         named = {} if base == TINY else {"name": name}
-        return Base({"shipped": _digests(paths.data() / name), **named}, SHIPPED[base])
+        folder = paths.data() / name
+        return Base({"shipped": _digests(folder), **named}, SHIPPED[base], weight_bytes=weight_bytes(folder))
     if kind == "asset":
         if name not in PACKAGED:
             raise invalid_value("base", base, "asset:" + " or asset:".join(PACKAGED))
         pin = assets.pin(PACKAGED[name].asset)
         params = {"asset": name, "version": pin["version"], "wheel": pin["sha256"]}
         return Base(params, name, weight_bytes=600_000_000)
+    if kind == HEALED:
+        return Base({}, f"{resolve(name, revision).label}, healed", weight_bytes=600_000_000, of=name)
     folder = local_folder(base)
     if folder is not None:
         return Base({"folder": _digests(folder)}, folder.name, path=str(folder.resolve()))
@@ -143,10 +148,10 @@ def _fetch_from_hub(repo: str, revision: str | None) -> dict[str, Any]:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    say(f"fetch {repo} from the hub")
+    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
     try:
-        patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
-        path = snapshot_download(repo, revision=revision, allow_patterns=patterns)
+        with progress.task(f"fetching {repo} from the hub"):
+            path = snapshot_download(repo, revision=revision, allow_patterns=patterns)
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise UserError(
             f"base = {repo!r} cannot be fetched from the hub ({type(error).__name__}). Check the name "
@@ -165,12 +170,9 @@ def _dequantise(work: Path, packaged: Packaged) -> dict[str, Any]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
     from transformers.models.auto import CONFIG_MAPPING
-    from transformers.utils import logging
 
     gguf = assets.folder(packaged.asset) / packaged.file
-    say(f"dequantise {gguf.name}")
-    logging.disable_progress_bar()
-    with contextlib.redirect_stderr(io.StringIO()):  # a bar that no setting turns off
+    with progress.task(f"dequantising {gguf.name}"):
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         loaded = AutoModelForCausalLM.from_pretrained(
             gguf.parent, gguf_file=gguf.name, dtype=torch.float32
@@ -184,6 +186,49 @@ def _dequantise(work: Path, packaged: Packaged) -> dict[str, Any]:
     dense.save_pretrained(work)
     tokenizer.save_pretrained(work)
     return {"about": packaged.about, "parameters": sum(p.numel() for p in dense.parameters())}
+
+
+def hub_id(base: str) -> str | None:
+    """Return a base's id on the hub, None for any other base."""
+    return base if HUB_ID.fullmatch(base) and local_folder(base) is None else None
+
+
+def reference(base: str, folder: Path) -> str:
+    """Return what other tools load a base by: its hub id, or the folder that holds it.
+
+    folder: where it was prepared, for a base that lies nowhere else.
+    """
+    kind, _, name = base.partition(":")
+    if kind == "shipped":
+        folder = paths.data() / name
+    elif kind not in ("asset", HEALED):
+        folder = local_folder(base) or folder
+    return hub_id(base) or str(folder.resolve())
+
+
+def licence(base: str, revision: str | None = None) -> str | None:
+    """Return the identifier of the licence that a base states, as the hub spells it: "apache-2.0" for example.
+
+    None where it states none, or where its card on the hub cannot be read.
+    """
+    from huggingface_hub import ModelCard, hf_hub_download
+
+    kind, _, name = base.partition(":")
+    if kind == HEALED:
+        return licence(name, revision)
+    if kind == "shipped":
+        return "apache-2.0"
+    if kind == "asset":
+        return next(row["licence"] for row in assets.licences() if row["path"] == PACKAGED[name].file).lower()
+    if hub_id(base):
+        try:
+            card = Path(hf_hub_download(base, "README.md", revision=revision))
+        except (OSError, ValueError) as error:
+            say(f"the card of {base} cannot be read ({type(error).__name__}): its licence is left open")
+            return None
+    else:
+        card = local_folder(base) / "README.md"
+    return ModelCard.load(card).data.license if card.is_file() else None
 
 
 def weight_bytes(folder: Path) -> int:

@@ -6,12 +6,10 @@ from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
-from transformers.utils import logging
 
+from cfutils import progress
 from cfutils.events import emit, say
 from cfutils.models import packing
-
-logging.disable_progress_bar()  # bars stick under papermill
 
 
 def load(folder: Path, *, dtype: str, trust_remote_code: bool = False) -> PreTrainedModel:
@@ -20,13 +18,14 @@ def load(folder: Path, *, dtype: str, trust_remote_code: bool = False) -> PreTra
     It computes packed rows where its architecture can (`packing`).
     """
     emit("model", path=str(folder))
-    model = AutoModelForCausalLM.from_pretrained(
-        folder,
-        dtype=getattr(torch, dtype),
-        trust_remote_code=trust_remote_code,
-        use_safetensors=True,
-    )
-    model = model.to(device()).eval()
+    with progress.task("loading the model"):
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=getattr(torch, dtype),
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+        )
+        model = model.to(device()).eval()
     if why := packing.prepare(model):
         say(f"  {type(model).__name__} computes padded batches, no packed rows ({why[:80]})")
     return model

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cfutils import progress
 from cfutils.errors import UserError
 from cfutils.models import lm_head, packed_rows, packing
 from cfutils.models.lm_head import Head
@@ -97,10 +98,11 @@ def loglikelihoods(
 ) -> list[tuple[float, bool]]:
     """Return log p(continuation | context) in nats, and whether greedy decoding would give it."""
     sums, greedy = np.zeros(len(texts)), np.ones(len(texts), bool)
-    head = Head(model)
-    with torch.inference_mode():
+    head, total = Head(model), sum(len(text.ids) for text in texts)
+    with torch.inference_mode(), progress.task("scoring", total=total, unit="tokens") as advance:
         for reading in read(model, texts, limit=limit):
             _score(head, reading, texts, sums, greedy)
+            advance(sum(len(texts[index].ids) for index, _ in reading.paths))
     return list(zip(sums.tolist(), greedy.tolist(), strict=True))
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from joblib.externals.loky import get_reusable_executor
 from joblib.externals.loky.process_executor import BrokenProcessPool
 
+from cfutils import display, progress
 from cfutils.errors import UserError
 from cfutils.events import say
 from cfutils.pipeline.session import Session
@@ -45,36 +46,37 @@ def build(
     """
     waiting = {step.key: step for step in store.missing(steps)}
     threads = max(1, (os.cpu_count() or 1) // workers)
-    pool = get_reusable_executor(
-        max_workers=workers, timeout=IDLE_SECONDS, env={"OMP_NUM_THREADS": str(threads)}
-    )
+    env = {"OMP_NUM_THREADS": str(threads), **display.environment()}
+    pool = get_reusable_executor(max_workers=workers, timeout=IDLE_SECONDS, env=env)
     _pools[:] = [pool]
     running: dict[Future, Step] = {}
     failed: BaseException | None = None
     try:
-        while waiting or running:
-            for step in _ready(waiting, running, slots=workers - len(running)):
-                del waiting[step.key]
-                running[pool.submit(_build, step, store.folder, execution)] = step
-            if not running:  # what is left depends on what failed
-                break
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                step = running.pop(future)
-                error = future.exception()
-                if error is None:
-                    report(f"built {step.kind}: {step.label} in {future.result():.0f} s")
-                elif isinstance(error, BrokenProcessPool):
-                    raise UserError(
-                        "a builder process died, for want of memory perhaps. What was built stays: run again, "
-                        "with a smaller `workers` in the profile if it happens twice."
-                    ) from error
-                else:
-                    failed = failed or error
-                    _drop(step, waiting)
-                    if go_on is None:
+        with progress.task("step", total=len(waiting), alike=False) as advance:
+            while waiting or running:
+                for step in _ready(waiting, running, slots=workers - len(running)):
+                    del waiting[step.key]
+                    running[pool.submit(_build, step, store.folder, execution)] = step
+                if not running:  # what is left depends on what failed
+                    break
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    step = running.pop(future)
+                    advance()
+                    error = future.exception()
+                    if error is None:
+                        report(f"built {step.kind}: {step.label} in {future.result():.0f} s")
+                    elif isinstance(error, BrokenProcessPool):
+                        raise UserError(
+                            "a builder process died, for want of memory perhaps. What was built stays: run again, "
+                            "with a smaller `workers` in the profile if it happens twice."
+                        ) from error
+                    else:
+                        failed = failed or error
+                        _drop(step, waiting)
+                        if go_on is None:
+                            waiting.clear()
+                    if go_on and not go_on(step, error):
                         waiting.clear()
-                if go_on and not go_on(step, error):
-                    waiting.clear()
     finally:
         for future in running:
             future.cancel()

@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import functools
 import json
-import os
-import shutil
 from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cfutils import paths
+from cfutils import atomic, paths
 from cfutils.errors import UserError
 
 if TYPE_CHECKING:
@@ -107,30 +105,25 @@ def export(
             frame = _public(artifact.table(name))
             frame.insert(0, KEY, artifact.key)
             tables.setdefault(name, []).append(frame)
-    work = folder.with_name(f".{folder.name}.work")
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
     rows = [{KEY: key, "record": json.dumps(record)} for key, record in sorted(kept.items())]
     frames = {"records": pd.DataFrame(rows, columns=[KEY, "record"])}
     frames |= {name: pd.concat(parts, ignore_index=True) for name, parts in tables.items()}
-    for name, frame in frames.items():
-        numbers = _numbers(name, frame)
-        # the bytes of numbers of one size are alike, place by place; other columns repeat themselves
-        frame.astype(dict.fromkeys(numbers, "float32")).to_parquet(
-            work / f"{name}.parquet", index=False, compression="zstd", compression_level=19,
-            column_encoding=dict.fromkeys(numbers, "BYTE_STREAM_SPLIT"),
-            use_dictionary=[column for column in frame if column not in numbers],
-        )  # fmt: skip
-    sizes = {path.name: path.stat().st_size for path in sorted(work.iterdir())}
-    if (total := sum(sizes.values())) > LIMIT:
-        shutil.rmtree(work)
-        largest = max(sizes, key=sizes.__getitem__)
-        raise UserError(
-            f"the results take {total / 1e6:.1f} MB, at most {LIMIT / 1e6:g} MB may ship per profile; the "
-            f"largest file is {largest} ({sizes[largest] / 1e6:.1f} MB). Lower n_estimate or n_samples."
-        )
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(work, folder)
+    with atomic.replacing_folder(folder) as work:
+        for name, frame in frames.items():
+            numbers = _numbers(name, frame)
+            # the bytes of numbers of one size are alike, place by place; other columns repeat themselves
+            frame.astype(dict.fromkeys(numbers, "float32")).to_parquet(
+                work / f"{name}.parquet", index=False, compression="zstd", compression_level=19,
+                column_encoding=dict.fromkeys(numbers, "BYTE_STREAM_SPLIT"),
+                use_dictionary=[column for column in frame if column not in numbers],
+            )  # fmt: skip
+        sizes = {path.name: path.stat().st_size for path in sorted(work.iterdir())}
+        if (total := sum(sizes.values())) > LIMIT:
+            largest = max(sizes, key=sizes.__getitem__)
+            raise UserError(
+                f"the results take {total / 1e6:.1f} MB, at most {LIMIT / 1e6:g} MB may ship per profile; the "
+                f"largest file is {largest} ({sizes[largest] / 1e6:.1f} MB). Lower n_estimate or n_samples."
+            )
     return sizes
 
 

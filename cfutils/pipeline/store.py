@@ -17,13 +17,14 @@ import os
 import shutil
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from cfutils import paths
+from cfutils import atomic, paths, progress
 from cfutils.digests import digest, file_digest
 from cfutils.errors import UserError
 from cfutils.events import emit, say
@@ -230,9 +231,8 @@ class Store:
             if states[name] != checked.get(name) and file_digest(path) != stated["sha256"]:
                 wrong.append(name)
         if not wrong and states != checked:
-            half = note.with_name(f"{note.name}.{os.getpid()}")
-            half.write_text(json.dumps(states), encoding="utf-8")
-            half.replace(note)
+            with suppress(FileNotFoundError):  # another process has just written the same
+                atomic.write_text(note, json.dumps(states))
         return wrong
 
     def ensure(self, step: Step, session: Session) -> Artifact:
@@ -268,9 +268,9 @@ class Store:
     def _build(self, step: Step, place: Path, needs: Needs, session: Session) -> Artifact:
         work = place.with_name(f".work-{step.key}")
         work.mkdir(exist_ok=True)
-        say(f"build {step.kind}: {step.label} [{step.key}]")
         started, clock = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), time.monotonic()
-        notes = step.builder.build(work, needs, {**step.params, **step.local}, session) or {}
+        with progress.task(step.label or step.kind):
+            notes = step.builder.build(work, needs, {**step.params, **step.local}, session) or {}
         seconds = time.monotonic() - clock
         files = sorted(
             path for path in work.rglob("*") if path.is_file() and path.name != "record.json"

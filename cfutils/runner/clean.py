@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from cfutils import paths
 from cfutils.errors import UserError
-from cfutils.runner.terminal import size
+from cfutils.units import size
 
 _KEY = re.compile(r"(\.work-)?([0-9a-f]{20})")
 
@@ -44,7 +44,7 @@ def pieces() -> Iterator[Piece]:
     for path in sorted(paths.runs().glob("*/*")):
         if path.parent.name == "notebooks":
             lock = path / ".lock"
-            for left in (*path.glob(".*.running.ipynb"), *path.glob(".*.work")):
+            for left in (*path.glob(".*.running.ipynb"), *path.glob("*.part")):
                 yield Piece(left, lock, finished=False)
             if lock.exists():
                 yield Piece(path, lock, finished=True)

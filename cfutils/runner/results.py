@@ -15,8 +15,9 @@ from cfutils.pipeline.steps import GROUPS, Steps, all_steps
 from cfutils.pipeline.store import Store
 from cfutils.profiles import Profile
 from cfutils.runner.jobs import prepare, store_of
-from cfutils.runner.terminal import size, table
+from cfutils.runner.terminal import table
 from cfutils.studies import BASE, beside, planned
+from cfutils.units import size
 
 HERE = "here"
 

@@ -10,12 +10,14 @@ import argparse
 import json
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cfutils import paths
+from cfutils import atomic, paths
 from cfutils.errors import UserError, invalid_value
 from cfutils.events import say
+from cfutils.pipeline import estimate
 from cfutils.pipeline.session import Session
 from cfutils.pipeline.steps import Steps
 from cfutils.pipeline.store import Store
@@ -36,8 +38,10 @@ Writes samples.parquet, a folder of Hugging Face datasets, text.jsonl, prompt_co
 card (README.md), and MIXING.md: the lines that mix them in TRL, axolotl, LLaMA-Factory or plain pretraining."""
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the command."""
+def add(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add the command by `command(name, about, call, epilog=...)`."""
+    parser = command("sample", "Draw samples of a model: a data set in the files that other trainers read.", run,
+                     epilog=EXAMPLE)  # fmt: skip
     add = parser.add_argument
     add("model", metavar="MODEL", help="a folder, a hub id, shipped:tiny or asset:smollm2")
     add("-n", "--n-samples", type=int, required=True, metavar="N", help="number of samples")
@@ -85,20 +89,18 @@ def run(options: argparse.Namespace) -> int:
         command = {"samples": step.key, "ratio": options.ratio, "target_tokens": target_tokens}
         if written is not None:
             return _same(out, written, command)
+        say(estimate.sentence(estimate.expected(store.missing([step]), store)) or "the samples are there")
         artifact = store.ensure_here(step, session)
     samples = artifact.table("samples")
     found = exports.rows(samples, tokenizer, start=start)
     if found.empty:
         raise UserError(f"all {len(samples)} samples are empty: the end token came first. Check --start-token.")
     share = exports.Share(tokens=found["tokens"].tolist(), ratio=options.ratio, target_tokens=target_tokens)
-    half = out.with_name(f".{out.name}.half")
-    shutil.rmtree(half, ignore_errors=True)
-    half.mkdir(parents=True)
-    exports.write(half, samples, found, share, shown=options.out, starts=exports.adds_start(tokenizer, start))
-    cards.write(half, base, artifact, samples, model=options.model, told=told, same=found["same"].mean())
-    command["files"] = {path.relative_to(half).as_posix(): path.stat().st_size for path in _files(half)}
-    (half / COMMAND).write_text(json.dumps(command, indent=1) + "\n", encoding="utf-8")
-    half.replace(out)  # whole or not at all
+    with atomic.replacing_folder(out) as half:
+        exports.write(half, samples, found, share, shown=options.out, starts=exports.adds_start(tokenizer, start))
+        cards.write(half, base, artifact, samples, model=options.model, told=told, same=found["same"].mean())
+        command["files"] = {path.relative_to(half).as_posix(): path.stat().st_size for path in _files(half)}
+        (half / COMMAND).write_text(json.dumps(command, indent=1) + "\n", encoding="utf-8")
     say(f"{out}: {len(samples):,} samples, {samples['token_ids'].map(len).sum():,} tokens\n{exports.summary(share)}")
     say(f"The lines that mix them are in {Path(options.out) / 'MIXING.md'}.")
     return 0

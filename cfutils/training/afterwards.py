@@ -24,10 +24,15 @@ def average(
     dtype: str,
     trust_remote_code: bool = False,
 ) -> None:
-    """Write (1 - alpha) theta_0 + alpha theta_tuned, and the base's tokenizer, into `work` (WiSE-FT)."""
+    """Write (1 - alpha) theta_0 + alpha theta_tuned, and the base's tokenizer, into `work` (WiSE-FT).
+
+    Of a run of low rank the average is adapters too: alpha times its own.
+    """
     model, tuned = _both(base_folder, tuned_folder, dtype, trust_remote_code)
     interpolate(model, tuned, alpha=alpha)
     save(model, work, base_folder, trust_remote_code=trust_remote_code)
+    if (tuned_folder / adapters.FOLDER).is_dir():
+        adapters.scale(tuned_folder / adapters.FOLDER, work / adapters.FOLDER, share=alpha)
 
 
 @torch.no_grad()

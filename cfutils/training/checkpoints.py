@@ -9,6 +9,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from cfutils import atomic
+
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
@@ -21,9 +23,8 @@ def save(
     for i, p in enumerate(trained):
         tensors[f"p{i}"] = p.detach()
         tensors |= {f"{k}{i}": torch.as_tensor(optimizer.state[p][k]).detach() for k in MOMENTS}
-    unfinished = path.with_suffix(".tmp")
-    save_file(tensors, unfinished, metadata={"step": str(step), "log": json.dumps(log)})
-    unfinished.replace(path)
+    with atomic.replacing(path) as part:
+        save_file(tensors, part, metadata={"step": str(step), "log": json.dumps(log)})
 
 
 def restore(

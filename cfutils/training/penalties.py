@@ -8,6 +8,7 @@ from collections.abc import Sequence as Seq
 import torch
 from torch import Tensor
 
+from cfutils import progress
 from cfutils.data.sequences import Sequence
 from cfutils.models import packing
 from cfutils.models.lm_head import Head
@@ -46,15 +47,17 @@ def fisher_of(model: torch.nn.Module, sequences: Seq[Sequence]) -> list[Tensor]:
     """
     head, trained = Head(model), [p for p in model.parameters() if p.requires_grad]
     found = [torch.zeros_like(p, dtype=torch.float32) for p in trained]
-    tokens = 0
-    for sequence in sequences[:FISHER_SEQUENCES]:
-        packed = packing.documents([sequence], model.device)
-        hidden = packing.last_hidden(model, packed.packed)[packed.rows]
-        weights = torch.ones(len(hidden), device=hidden.device)
-        loss, _ = losses.in_chunks(
-            head, hidden, weights, lambda logits, rows, t=packed.targets: losses.token_nll(logits, t[rows])
-        )
-        for total, gradient in zip(found, torch.autograd.grad(loss, trained), strict=True):
-            total += gradient.float().square()
-        tokens += sequence.supervised
+    tokens, some = 0, sequences[:FISHER_SEQUENCES]
+    with progress.task("Fisher information", total=len(some), unit="samples") as advance:
+        for sequence in some:
+            packed = packing.documents([sequence], model.device)
+            hidden = packing.last_hidden(model, packed.packed)[packed.rows]
+            weights = torch.ones(len(hidden), device=hidden.device)
+            loss, _ = losses.in_chunks(
+                head, hidden, weights, lambda logits, rows, t=packed.targets: losses.token_nll(logits, t[rows])
+            )
+            for total, gradient in zip(found, torch.autograd.grad(loss, trained), strict=True):
+                total += gradient.float().square()
+            tokens += sequence.supervised
+            advance()
     return [total / max(1, tokens) for total in found]

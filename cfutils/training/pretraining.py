@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from cfutils import paths
+from cfutils import paths, progress
 from cfutils.data import chat, corpus
 from cfutils.errors import invalid_value
 from cfutils.events import say
@@ -230,39 +230,38 @@ def pretrain(work: Path, p: Pretraining, *, world: str = "tiny") -> dict[str, An
     if done:
         say(f"  resume at step {done}")
     clock = time.monotonic() - (log[-1]["seconds"] if log else 0.0)
-    saved = reported = time.monotonic()
-    for step in range(done, steps):
-        texts = [
-            d.text
-            for d in corpus.documents(p.batch, seed=p.seed, first=step * p.batch, world=world)
-        ]
-        rows = sorted(([*ids, end] for ids in tokenizer(texts)["input_ids"]), key=len)
-        tokens = sum(len(row) - 1 for row in rows)
-        lr = p.lr * schedule.learning_rate(step, peak=1.0, warm=p.warmup, total=steps)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        total = 0.0
-        for begin in range(0, len(rows), PASS_DOCUMENTS):
-            some = [torch.tensor(row) for row in rows[begin : begin + PASS_DOCUMENTS]]
-            ids = pad_sequence(some, batch_first=True, padding_value=-1)
-            real = ids[:, 1:] >= 0  # no padding
-            logits = model(
-                input_ids=ids.clamp(min=0)
-            ).logits  # causal, padded right: no mask needed
-            loss = losses.token_nll(logits[:, :-1][real], ids[:, 1:][real]).sum()
-            (loss / tokens).backward()
-            total += loss.item()
-        clip_grad_norm_(decayed, CLIP)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        now = time.monotonic()
-        log.append({"step": step, "tokens": tokens, "loss": total / tokens, "seconds": now - clock})
-        if now - reported > 20 or step + 1 == steps:
-            reported = now
-            say(f"  step {step + 1}/{steps} loss {total / tokens:.3f}")
-        if now - saved > 120 and step + 1 < steps:
-            saved = now
-            checkpoints.save(checkpoint, decayed, optimizer, step=step + 1, log=log)
+    saved = time.monotonic()
+    with progress.task("pretraining", total=steps, done=done) as advance:
+        for step in range(done, steps):
+            texts = [
+                d.text
+                for d in corpus.documents(p.batch, seed=p.seed, first=step * p.batch, world=world)
+            ]
+            rows = sorted(([*ids, end] for ids in tokenizer(texts)["input_ids"]), key=len)
+            tokens = sum(len(row) - 1 for row in rows)
+            lr = p.lr * schedule.learning_rate(step, peak=1.0, warm=p.warmup, total=steps)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            total = 0.0
+            for begin in range(0, len(rows), PASS_DOCUMENTS):
+                some = [torch.tensor(row) for row in rows[begin : begin + PASS_DOCUMENTS]]
+                ids = pad_sequence(some, batch_first=True, padding_value=-1)
+                real = ids[:, 1:] >= 0  # no padding
+                logits = model(
+                    input_ids=ids.clamp(min=0)
+                ).logits  # causal, padded right: no mask needed
+                loss = losses.token_nll(logits[:, :-1][real], ids[:, 1:][real]).sum()
+                (loss / tokens).backward()
+                total += loss.item()
+            clip_grad_norm_(decayed, CLIP)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            now = time.monotonic()
+            log.append({"step": step, "tokens": tokens, "loss": total / tokens, "seconds": now - clock})
+            advance(note=f"loss {total / tokens:.3f}")
+            if now - saved > 120 and step + 1 < steps:
+                saved = now
+                checkpoints.save(checkpoint, decayed, optimizer, step=step + 1, log=log)
     own = {} if base.temperature is None else {"do_sample": True, "temperature": base.temperature}
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=end, **own

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from cfutils import progress
 from cfutils.data import mixing
 from cfutils.data.sequences import Sequence
 from cfutils.events import say
@@ -57,7 +58,8 @@ def tune(
     model = loading.load(base_folder, dtype=tuning.dtype, trust_remote_code=trust)
     fixed: dict[Sequence, Any] = {}
     if tuning.weighting in weighting.FIXED:
-        nll = weighting.token_nlls(model, mixed.target, limit=limit)
+        with progress.task("NLL under the base"):
+            nll = weighting.token_nlls(model, mixed.target, limit=limit)
         weights = weighting.FIXED[tuning.weighting](nll, tuning.weighting_strength)
         fixed = dict(zip(mixed.target, weights, strict=True))
     base_states = None
@@ -77,7 +79,7 @@ def tune(
     log = loop.run(work / "checkpoint.safetensors")
     log.to_parquet(work / "log.parquet", index=False)
     if tuning.train != "all":
-        model = model.merge_and_unload()
+        model = adapters.merge(model, work / adapters.FOLDER)
     afterwards.save(model, work, base_folder, trust_remote_code=trust)
     for left in (*work.glob("checkpoint.*"), *work.glob("states.*")):  # half a file, after a kill
         left.unlink()

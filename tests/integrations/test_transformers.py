@@ -96,7 +96,7 @@ def test_samples_are_those_of_the_probe_and_none_that_replay_may_contain(trainer
         ({}, {"tasks": ("no_such",), "source": "package"}, "retained = 'no_such'"),
     ],
 )
-def test_what_cannot_be_measured_is_refused(trainer, change, own, said):
+def test_what_cannot_be_measured_is_refused(lm_eval_index, trainer, change, own, said):
     for name, value in change.items():
         setattr(trainer, name, value)
     with pytest.raises(UserError, match=said):

@@ -94,6 +94,40 @@ def flip(path):
         file.write(b"\0\0\0\0")
 
 
+@pytest.mark.parametrize("base", [bases.TINY, "asset:smollm2", "healed:asset:smollm2"])
+def test_licences_of_bases_that_need_no_card(base):
+    assert bases.licence(base) == "apache-2.0"
+
+
+def test_a_licence_is_what_the_card_states(tmp_path, monkeypatch):
+    assert bases.licence(str(tmp_path)) is None
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n")
+    assert bases.licence(str(tmp_path)) == "mit"
+
+    def download(repo, name, *, revision):
+        assert (repo, name, revision) == ("owner/name", "README.md", "c0ffee")
+        return tmp_path / name
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    assert bases.licence("owner/name", "c0ffee") == "mit"
+
+
+def test_what_other_tools_load_a_base_by(tiny_base, tmp_path, monkeypatch):
+    assert bases.reference("owner/name", tmp_path) == "owner/name"
+    assert bases.reference(bases.TINY, tmp_path) == str(paths.data() / "tiny")
+    assert bases.reference("asset:smollm2", tmp_path) == str(tmp_path)
+    assert bases.reference(str(tiny_base), tmp_path) == str(tiny_base)
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)  # a folder that is called like a hub id is meant
+    assert bases.reference("owner/name", tmp_path) == str(tmp_path / "owner" / "name")
+    assert bases.hub_id("owner/name") is None and bases.hub_id("owner/other") == "owner/other"
+
+
+def test_a_card_that_cannot_be_read_leaves_the_licence_open(capsys):
+    assert bases.licence("owner/no-such-model", "c0ffee") is None
+    assert "its licence is left open" in capsys.readouterr().out
+
+
 def test_the_size_of_the_weights(copy):
     assert bases.weight_bytes(copy) == (copy / "model.safetensors").stat().st_size
     shutil.copy(copy / "model.safetensors", copy / "more.safetensors")

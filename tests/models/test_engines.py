@@ -102,6 +102,17 @@ def test_stop_texts_end_samples_of_the_real_loop(tiny_base, words):
     assert check_cut(whole, found, tokenizer, "e") > 3
 
 
+@pytest.mark.parametrize("stop", [(0,), tuple(range(300))])
+def test_what_is_told_to_be_done_is_all_requests_in_the_end(tiny_base, stop):
+    """Whether most end at the cap, or all with the first token."""
+    told = []
+    with TransformersEngine(tiny_base, dtype="float32", chunk=5, pass_tokens=64) as engine:
+        engine.draw(
+            [Request((0,), i) for i in range(12)], temperature=1.0, max_tokens=8, stop=stop, advance=told.append
+        )
+    assert sum(told) == pytest.approx(12) and min(told) >= 0 and len(told) >= 6
+
+
 def check_cut(whole, found, tokenizer, stop_text):
     """Compare completions with the uncut ones; return how many were cut."""
     n_cut = 0
@@ -209,10 +220,10 @@ def test_stop_texts_end_the_same_samples_with_both_engines():
         for name in ("reverse", "sum", "lookup")
         for items in ("3 5 8", "cat dog")
     ]
-    requests = [Request(tuple(tokenizer(text)["input_ids"]), 0) for text in texts]
+    requests, told = [Request(tuple(tokenizer(text)["input_ids"]), 0) for text in texts], []
     settings = {"temperature": 0, "max_tokens": 20, "stop": (tokenizer.eos_token_id,)}
     with VllmEngine(TINY, dtype="float32", max_length=80, chunk=8) as engine:
-        whole = engine.draw(requests, **settings)
+        whole = engine.draw(requests, **settings, advance=told.append)
         vllm = engine.draw(requests, **settings, stop_texts=("=", " "))
     with TransformersEngine(TINY, dtype="float32", chunk=8, pass_tokens=64) as engine:
         found = engine.draw(requests, **settings, stop_texts=("=", " "))
@@ -220,6 +231,7 @@ def test_stop_texts_end_the_same_samples_with_both_engines():
         assert (b.token_ids, b.finish_reason) == (c.token_ids, c.finish_reason)
         assert b.token_ids == a.token_ids[: len(b.token_ids)]
     assert sum(len(a.token_ids) > len(b.token_ids) for a, b in zip(whole, vllm, strict=True)) > 3
+    assert sum(told) == len(requests)
 
 
 # ---- two engines, one distribution

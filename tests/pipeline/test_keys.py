@@ -68,6 +68,19 @@ def test_a_field_decides_keys_or_is_stated_not_to(name, everything, own):
     assert decides == (name not in ABOUT | EXECUTION)
 
 
+def test_the_bytes_of_a_retained_file_decide_and_not_where_it_is(everything, tmp_path):
+    def key(path, text):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+        return Steps(dataclasses.replace(everything, retained=(str(path), "sum")), Store()).scores(None, "retained").key
+
+    line = '{"prompt": "a", "answer": "b"}\n'
+    one = key(tmp_path / "mine.jsonl", line)
+    assert key(tmp_path / "elsewhere" / "mine.jsonl", line) == one
+    others = [key(tmp_path / "mine.jsonl", line.replace("b", "c")), key(tmp_path / "other.jsonl", line)]
+    assert len({one, *others}) == 3
+
+
 def test_steps_that_decide_no_result_differently_have_one_key(everything):
     """A number written as an int, a path of the same items, another label."""
     steps = Steps(everything, Store())

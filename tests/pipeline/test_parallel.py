@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
+import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from cfutils import display, progress
 from cfutils.errors import UserError
 from cfutils.lab import Lab
 from cfutils.pipeline import parallel
@@ -30,6 +33,14 @@ def _write(work: Path, needs: dict, params: dict, session: object) -> dict:
         raise UserError("it cannot be done")
     (work / "pid").write_text(str(os.getpid()))
     return {"needs": sorted(needs)}
+
+
+def _slowly(work: Path, needs: dict, params: dict, session: object) -> dict:
+    with progress.task("tuning", total=20) as advance:
+        for _ in range(20):
+            time.sleep(0.1)
+            advance()
+    return {}
 
 
 TEXT = Builder("text", 1, _write)
@@ -58,6 +69,17 @@ def test_needs_are_built_first_in_other_processes(store, tree):
     assert store.find_here(tree[3]).notes == {"needs": ["b", "c"]}
     assert str(os.getpid()) not in {(store.place(s) / "pid").read_text() for s in tree}
     assert len(lines) == 5 and lines[0].startswith("built text: ")
+
+
+def test_what_builders_are_at_is_shown_by_the_process_that_has_started_them(store, monkeypatch, capsys):
+    monkeypatch.setattr(display, "PLAIN_EVERY", (0.5, 0.5))
+    steps = [Step(Builder("text", 1, _slowly), {"n": n}, label=f"run {n}") for n in range(2)]
+    parallel.build(steps, store, EXECUTION, workers=2)
+    lines = capsys.readouterr().out.splitlines()
+    shown = re.compile(r"run [01] · tuning \d+/20 · 0:0\d left · step 1 of 2 · 2 at once")
+    assert any(map(shown.fullmatch, lines))
+    assert {"built text: run 0 in 2 s", "built text: run 1 in 2 s"} < set(lines)
+    assert display.others() == ([], 0)
 
 
 def test_an_error_ends_the_work_and_what_was_built_stays(store):

@@ -24,7 +24,7 @@ class Scripted:
     def __init__(self):
         self.calls = []
 
-    def draw(self, requests, *, temperature, max_tokens, stop, stop_texts=()):
+    def draw(self, requests, *, temperature, max_tokens, stop, stop_texts=(), advance=None):
         self.calls.append([(r.prompt, r.seed) for r in requests])
         found = []
         for request in requests:

@@ -13,6 +13,7 @@ from filelock import FileLock
 import cfutils
 from cfutils import __main__ as cli
 from cfutils.data import assets
+from cfutils.pipeline.estimate import Expected
 from cfutils.runner import batch
 from cfutils.runner import plan as plans
 
@@ -48,11 +49,13 @@ def world(root):
 @pytest.fixture
 def plan(monkeypatch):
     """A plan of one built, one shipped and one missing step."""
+    none = {"changes": set(), "expected": None}
     rows = [
-        {"state": "built", "kind": "samples", "label": "T=1", "key": "aa", "seconds": 61.0,
+        {"state": "built", "kind": "samples", "label": "T=1", "key": "aa", "seconds": 61.0, **none,
          "changes": {"code", "versions"}},
-        {"state": "shipped", "kind": "log", "label": "ft", "key": "cc", "seconds": 2.0, "changes": set()},
-        {"state": "missing", "kind": "tuned", "label": "ft", "key": "bb", "seconds": None, "changes": set()},
+        {"state": "shipped", "kind": "log", "label": "ft", "key": "cc", "seconds": 2.0, **none},
+        {"state": "missing", "kind": "tuned", "label": "ft", "key": "bb", "seconds": None, **none,
+         "expected": Expected("tuned", 40.0, 6e6, "built here")},
     ]  # fmt: skip
     monkeypatch.setattr(plans, "plan", lambda profile, studies: rows)
 
@@ -150,14 +153,17 @@ def test_help_and_lists_import_nothing_heavy(root, world):
 def test_status_and_dry_run_show_what_is_built(root, plan, capsys):
     assert cli.main(["status", "tiny"]) == 0
     said = capsys.readouterr().out
-    assert "built    samples  T=1  aa  1:01  other code and versions" in said
-    assert "shipped  log      ft   cc  0:02" in said and "missing  tuned    ft   bb" in said
+    assert "built    samples  T=1  aa  1:01   other code and versions" in said
+    assert "shipped  log      ft   cc  0:02" in said and "missing  tuned    ft   bb  ~40 s" in said
     assert "3 steps: 1 built, 1 shipped, 1 missing; built in 1:03; 1 by other code or versions" in said
+    outlook = "1 step is missing: about 40 s, measured on like steps (built here); 6 MB of disk\n"
+    assert said.endswith(outlook)
     assert cli.main(["status", "tiny", "--changed"]) == 0
     said = capsys.readouterr().out
     assert "samples" in said and "tuned" not in said
     assert cli.main(["run", "tiny", "--dry-run", "-p", "ratio=0.5"]) == 0
-    assert "with profile='tiny', ratio=0.5" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "with profile='tiny', ratio=0.5" in said and said.endswith(outlook)
     assert not (root / "data").exists()
 
 

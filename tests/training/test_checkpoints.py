@@ -32,5 +32,5 @@ def test_a_restored_loop_goes_on_as_the_first_would(tmp_path):
 
 
 def test_without_a_whole_file_it_starts_from_nothing(tmp_path):
-    (tmp_path / "checkpoint.tmp").write_bytes(b"half")
+    (tmp_path / "checkpoint.safetensors.part").write_bytes(b"half")
     assert checkpoints.restore(tmp_path / "checkpoint.safetensors", *stepped(0)) == (0, [])

@@ -213,7 +213,7 @@ def test_a_killed_pretraining_goes_on_to_the_same_weights(pretrain, monkeypatch,
 
 def test_half_a_checkpoint_is_not_left_behind(pretrain, tmp_path):
     (tmp_path / "work").mkdir()
-    (tmp_path / "work" / "checkpoint.tmp").write_bytes(b"half")
+    (tmp_path / "work" / "checkpoint.safetensors.part").write_bytes(b"half")
     folder, _ = pretrain("work")
     assert not list(folder.glob("checkpoint*"))
 

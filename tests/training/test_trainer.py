@@ -130,7 +130,7 @@ def test_a_killed_run_resumes_to_the_same_weights(tuned, tmp_path, monkeypatch, 
     with pytest.raises(KeyboardInterrupt):
         tuned(recipe, work=work, **settings)
     assert (work / "checkpoint.safetensors").exists()
-    (work / "checkpoint.tmp").write_bytes(
+    (work / "checkpoint.safetensors.part").write_bytes(
         b"half a checkpoint"
     )  # the kill came while one was written
     _, again, weights = tuned(recipe, work=work, epochs=2)  # no further checkpoint
@@ -237,8 +237,9 @@ def test_both_terms_of_a_step_by_hand(tiny_base):
     assert loop._backward(TARGET[:2], POOL[:3])[:2] == pytest.approx((nll, kl), rel=1e-4)
 
 
-def test_activations_computed_again_give_the_same_result(tuned):
-    one, two = (tuned("cfs", gradient_checkpointing=on)[2] for on in (False, True))
+@pytest.mark.parametrize("recipe", ["cfs", "lora"])
+def test_activations_computed_again_give_the_same_result(tuned, recipe):
+    one, two = (tuned(recipe, gradient_checkpointing=on)[2] for on in (False, True))
     for name in one:
         torch.testing.assert_close(one[name], two[name], atol=1e-5, rtol=0)
 

@@ -8,15 +8,14 @@ chunk, each index with a seed of its own, so a killed job resumes and ends with 
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
+from cfutils import atomic, progress
 from cfutils.errors import invalid_value
-from cfutils.events import say
 from cfutils.models.generation.types import Engine, Request
 
 if TYPE_CHECKING:
@@ -85,31 +84,31 @@ def draw(
     total = len(prompts)
     if total > SEED_BLOCK:
         raise invalid_value("number of samples", total, f"at most {SEED_BLOCK:,} in one set")
-    parts = []
-    for begin in range(0, total, chunk):
-        indices = range(begin, min(begin + chunk, total))
-        part = work / f"part-{indices.start:06d}-{indices.stop:06d}.parquet"
-        parts.append(part)
-        if part.exists():
-            continue
-        requests = [Request(prompts[i], first_seed + i) for i in indices]
-        drawn = engine.draw(requests, temperature=temperature, max_tokens=max_tokens, stop=stop)
-        texts = tokenizer.batch_decode([c.token_ids for c in drawn], skip_special_tokens=True)
-        frame = pd.DataFrame(
-            {
-                "index": list(indices),
-                "seed": [r.seed for r in requests],
-                "temperature": temperature,
-                "prompt_ids": [list(r.prompt) for r in requests],
-                "token_ids": [c.token_ids for c in drawn],
-                "logprobs": [c.logprobs for c in drawn],
-                "finish_reason": [c.finish_reason for c in drawn],
-                "text": texts,
-            }
-        )
-        frame.to_parquet(part.with_suffix(".tmp"), index=False)
-        os.replace(part.with_suffix(".tmp"), part)
-        say(f"  {indices.stop} of {total} samples")
+    chunks = [range(begin, min(begin + chunk, total)) for begin in range(0, total, chunk)]
+    parts = [work / f"part-{indices.start:06d}-{indices.stop:06d}.parquet" for indices in chunks]
+    missing = [pair for pair in zip(chunks, parts, strict=True) if not pair[1].exists()]
+    done = total - sum(len(indices) for indices, _ in missing)
+    with progress.task("sampling", total=total, unit="samples", done=done) as advance:
+        for indices, part in missing:
+            requests = [Request(prompts[i], first_seed + i) for i in indices]
+            drawn = engine.draw(
+                requests, temperature=temperature, max_tokens=max_tokens, stop=stop, advance=advance
+            )
+            texts = tokenizer.batch_decode([c.token_ids for c in drawn], skip_special_tokens=True)
+            frame = pd.DataFrame(
+                {
+                    "index": list(indices),
+                    "seed": [r.seed for r in requests],
+                    "temperature": temperature,
+                    "prompt_ids": [list(r.prompt) for r in requests],
+                    "token_ids": [c.token_ids for c in drawn],
+                    "logprobs": [c.logprobs for c in drawn],
+                    "finish_reason": [c.finish_reason for c in drawn],
+                    "text": texts,
+                }
+            )
+            with atomic.replacing(part) as unfinished:
+                frame.to_parquet(unfinished, index=False)
     frame = pd.concat([pd.read_parquet(part) for part in parts], ignore_index=True)
     frame.to_parquet(work / "samples.parquet", index=False)
     for part in work.glob("part-*"):  # also those of a killed job with another size of chunks

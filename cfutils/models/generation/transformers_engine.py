@@ -15,10 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from cfutils import progress
 from cfutils.models import loading, tokenizers
 from cfutils.models.generation import decoders
 from cfutils.models.generation.decoders import Way
 from cfutils.models.generation.types import Completion, Request
+from cfutils.progress import Advance
 
 DROP_SHARE = 1 / 8
 """Rows are dropped once this share of the batch is finished: dropping copies the rows that remain."""
@@ -37,12 +39,14 @@ def continue_all(
     stop: tuple[int, ...],
     limit: int,
     enough: Callable[[list[int]], bool] | None = None,
+    advance: Advance = progress.ignore,
 ) -> list[Completion]:
     """Continue each request, in order; at temperature 0 the most probable token is taken.
 
     `limit` is the number of tokens in one forward pass over the prompts. `enough(token_ids)` is
     called after every `CHECK_EVERY` tokens of a row and ends the row if it returns True; the completion
-    then holds all of its tokens, which may be more than were needed.
+    then holds all of its tokens, which may be more than were needed. `advance` is called after every token, with
+    the share of the completions that it is.
     """
     prompts = [tuple(r.prompt) for r in requests]
     lengths = sorted(set(map(len, prompts)))
@@ -52,7 +56,7 @@ def continue_all(
             places = [i for i, prompt in enumerate(prompts) if len(prompt) == length]
             some = continue_all(
                 model, [requests[i] for i in places], temperature=temperature, max_tokens=max_tokens,
-                stop=stop, limit=limit, enough=enough,
+                stop=stop, limit=limit, enough=enough, advance=advance,
             )  # fmt: skip
             found |= zip(places, some, strict=True)
         return [found[i] for i in range(len(requests))]
@@ -66,6 +70,7 @@ def continue_all(
         decoder = decoders.opened(model, prompts, max_tokens=max_tokens, limit=limit)
         for step in range(max_tokens):
             logits = decoder.next_logits(ids, mask)
+            advance(len(requests) / max_tokens)
             chosen, values = choose(logits, uniforms[alive, step], temperature=temperature)
             for index, token, value in zip(alive, chosen.tolist(), values.tolist(), strict=True):
                 if index in done:
@@ -77,6 +82,7 @@ def continue_all(
                     done[index] = "stop"
             going = [row for row, index in enumerate(alive) if index not in done]
             if not going:
+                advance(len(requests) * (1 - (step + 1) / max_tokens))
                 break
             if len(going) <= len(alive) * (1 - DROP_SHARE):
                 keep = torch.tensor(going, device=model.device)
@@ -179,6 +185,7 @@ class TransformersEngine:
         max_tokens: int,
         stop: tuple[int, ...],
         stop_texts: tuple[str, ...] = (),
+        advance: Advance = progress.ignore,
     ) -> list[Completion]:
         """Sample one completion per request, in order, each with the request's own seed."""
         trust = self._trust_remote_code
@@ -195,7 +202,7 @@ class TransformersEngine:
         for some in _chunks(requests, self._chunk):
             found += continue_all(
                 self._model, some, temperature=temperature, max_tokens=max_tokens, stop=stop,
-                limit=self._pass_tokens, enough=has_stop_text if stop_texts else None,
+                limit=self._pass_tokens, enough=has_stop_text if stop_texts else None, advance=advance,
             )  # fmt: skip
         return [_cut(one, has_stop_text) for one in found] if stop_texts else found
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol, Self
 
+from cfutils import progress
+from cfutils.progress import Advance
+
 
 @dataclass(frozen=True)
 class Request:
@@ -42,12 +45,13 @@ class Engine(Protocol):
         max_tokens: int,
         stop: tuple[int, ...],
         stop_texts: tuple[str, ...] = (),
+        advance: Advance = progress.ignore,
     ) -> list[Completion]:
         """Sample one completion per request, in the order of the requests.
 
         Temperature 0 is greedy decoding; there is no top-k and no top-p. A completion ends with the first
         token of `stop`, with the token that completes one of `stop_texts` (both are kept), or after
-        `max_tokens` tokens.
+        `max_tokens` tokens. `advance` is told how many completions more are done, fractions of them too.
         """
 
     def __enter__(self) -> Self: ...

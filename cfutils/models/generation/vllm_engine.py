@@ -6,15 +6,18 @@ all of its memory is free then (deleting an engine in place frees it unreliably:
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
 import tempfile
 from pathlib import Path
 from typing import Any, Self
 
+from cfutils import progress
 from cfutils.errors import UserError
 from cfutils.events import emit, say
 from cfutils.models.generation.types import Completion, Request
+from cfutils.progress import Advance
 
 CPU_CACHE_BYTES = 2 * 2**30
 """Default size of the key-value cache on a CPU; left unset, vLLM takes 92 % of the machine's memory."""
@@ -70,6 +73,7 @@ class VllmEngine:
         max_tokens: int,
         stop: tuple[int, ...],
         stop_texts: tuple[str, ...] = (),
+        advance: Advance = progress.ignore,
     ) -> list[Completion]:
         """Sample one completion per request, in order, with the seed of the first request.
 
@@ -87,7 +91,7 @@ class VllmEngine:
                 "stop": list(stop_texts), "detokenize": bool(stop_texts),
             },
         ))  # fmt: skip
-        return [Completion(*values) for values in self._receive()]
+        return [Completion(*values) for values in self._receive(advance)]
 
     def __enter__(self) -> Self:
         return self
@@ -114,11 +118,16 @@ class VllmEngine:
         )
         self._process.start()
         child_end.close()
-        self._receive()
+        with progress.task("starting vLLM"):
+            self._receive()
 
-    def _receive(self) -> Any:
+    def _receive(self, advance: Advance = progress.ignore) -> Any:
+        done = 0
         try:
-            kind, value = self._pipe.recv()
+            while (found := self._pipe.recv())[0] == "done":
+                advance(found[1] - done)
+                done = found[1]
+            kind, value = found
         except EOFError:
             self._process.join(10)
             kind, value = "error", f"its process ended with code {self._process.exitcode}"
@@ -156,9 +165,16 @@ def _serve(pipe: Any, settings: dict[str, Any], log: str) -> None:
     os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would override kv_cache_memory_bytes
     try:
         import torch
+        from tqdm import tqdm
         from vllm import LLM, SamplingParams
         from vllm.inputs import TokensPrompt
         from vllm.utils.torch_utils import set_random_seed
+
+        class Told(tqdm):
+            """vLLM's bar, which tells the other end how many requests have ended."""
+
+            def display(self, *_: Any, **__: Any) -> None:
+                pipe.send(("done", self.n))
 
         on_gpu = torch.cuda.is_available()
         if settings["kv_cache_memory_bytes"] is None and not on_gpu:
@@ -177,9 +193,8 @@ def _serve(pipe: Any, settings: dict[str, Any], log: str) -> None:
             # Unseeded requests draw from the default generators: torch's own on a CPU and in vLLM's first
             # model runner, NumPy's in its second. vLLM seeds its workers with this function too.
             set_random_seed(seed)
-            outputs = llm.generate(
-                [TokensPrompt(prompt_token_ids=ids) for ids in prompts], params, use_tqdm=False
-            )
+            llm.enqueue([TokensPrompt(prompt_token_ids=ids) for ids in prompts], params, use_tqdm=False)
+            outputs = llm.wait_for_completion(use_tqdm=functools.partial(Told, mininterval=0.5, disable=False))
             pipe.send(("completions", [_values(output.outputs[0]) for output in outputs]))
     except EOFError:
         os._exit(0)  # nothing is left to save, and vLLM's own shutdown is slow

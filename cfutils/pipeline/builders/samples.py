@@ -97,11 +97,11 @@ def _two_turns(
 
 def entropy(work: Path, needs: Needs, params: dict[str, Any], session: Session) -> dict[str, Any]:
     """Measure the base's entropy along its samples."""
-    from cfutils.evaluation import scores
+    from cfutils.evaluation import probes
 
     base = session.model(needs["base"].model_folder, params["dtype"])
     drawn = needs["samples"].table("samples")
-    notes = scores.entropy(work, base, drawn, limit=session.execution.pass_tokens)
+    notes = probes.entropy(work, base, drawn, limit=session.execution.pass_tokens)
     return {**notes, "precision": params["dtype"]}
 
 

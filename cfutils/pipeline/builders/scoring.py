@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cfutils.errors import UserError
 from cfutils.pipeline.builder import Builder, Needs
 
 if TYPE_CHECKING:
@@ -17,12 +18,16 @@ PROSE = {"prose": "wikipedia", "stories": "stories"}
 
 
 def retained(work: Path, needs: Needs, params: dict[str, Any], session: Session) -> dict[str, Any]:
-    """Score the retained tasks."""
+    """Score the retained tasks; raises `UserError` if a file of one's own has changed since it was keyed."""
+    from cfutils.data import benchmarks
     from cfutils.evaluation import scores
 
-    folder = needs["model"].model_folder
+    folder, names = needs["model"].model_folder, params["retained"]
+    if benchmarks.items_digest(names, params["tasks"]["benchmarks"]) != params["items"]:
+        raise UserError("a file of retained items was changed while the work went on: give the same command again")
     load = functools.partial(session.model, folder, params["dtype"])
-    scores.retained(work, load, folder, scores.Retained(**params["tasks"]), session.execution)
+    settings = scores.Retained(**{**params["tasks"], "tasks": names})
+    scores.retained(work, load, folder, settings, session.execution)
     return {"precision": params["dtype"]}
 
 
@@ -68,21 +73,21 @@ def validation(work: Path, needs: Needs, params: dict[str, Any], session: Sessio
 def probe(work: Path, needs: Needs, params: dict[str, Any], session: Session) -> dict[str, Any]:
     """Measure NLL and KL(base || tuned) on the probes."""
     from cfutils.data import sequences
-    from cfutils.evaluation import scores
+    from cfutils.evaluation import probes
     from cfutils.pipeline.builders.inputs import Inputs
 
     base, folder, n = needs["base"].model_folder, needs["model"].model_folder, params["n_probe"]
     inputs = Inputs(base, session, params)
     examples = inputs.split(n_heldout=params["n_heldout"])[1]
-    probes = {
+    chosen = {
         "context_free": sequences.from_samples(needs["probe"].table("samples")),
         **{name: inputs.prose(kind, heldout=True, n=n) for name, kind in PROSE.items()},
         "target_inputs": [replace(inputs.encode(e), first=1) for e in examples[:n]],
     }
     states = None if folder == base else session.base_states(base, params["dtype"])
     model = session.model(folder, params["dtype"])
-    scores.probe(
-        work, model, states, inputs.tokenizer, probes, limit=session.execution.pass_tokens
+    probes.probe(
+        work, model, states, inputs.tokenizer, chosen, limit=session.execution.pass_tokens
     )
     return {"precision": params["dtype"]}
 
@@ -90,7 +95,7 @@ def probe(work: Path, needs: Needs, params: dict[str, Any], session: Session) ->
 def estimate(work: Path, needs: Needs, params: dict[str, Any], session: Session) -> dict[str, Any]:
     """Measure log-ratio and KL of each of the first n sequences of a source."""
     from cfutils.data import sequences
-    from cfutils.evaluation import scores
+    from cfutils.evaluation import probes
     from cfutils.models.base_states import BaseStates
     from cfutils.pipeline.builders.inputs import Inputs
 
@@ -103,7 +108,7 @@ def estimate(work: Path, needs: Needs, params: dict[str, Any], session: Session)
         batch = sequences.from_samples(needs["samples"].table("samples")[:n])
     states = BaseStates(session.model(base, params["dtype"]), limit=limit)  # not kept: used once
     model = session.model(needs["model"].model_folder, params["dtype"])
-    notes = scores.estimate(work, states, model, batch, limit=limit)
+    notes = probes.estimate(work, states, model, batch, limit=limit)
     return {**notes, "precision": params["dtype"]}
 
 
