@@ -93,10 +93,15 @@ def render(tokenizer: PreTrainedTokenizerBase, turns: Seq[tuple[str, str]]) -> s
         return apply(turns)
     except TemplateError as error:
         (role, words), *others = turns
-        if role != "system" or not others:
-            raise UserError(f"the base's chat template refuses a conversation: {error}") from None
-        (second, content), *rest = others
-        return render(tokenizer, [(second, f"{words}\n\n{content}"), *rest])
+        first = next((n for n, (speaker, _) in enumerate(others) if speaker == "user"), None)
+        if role != "system" or first is None:
+            raise UserError(
+                f"the base's chat template refuses a conversation ({', '.join(role for role, _ in turns)}; it begins "
+                f"{words[:60]!r}): {str(error).rstrip('.')}. Leave such conversations out of the data, or set "
+                "chat_template: false in the profile."
+            ) from None
+        others[first] = ("user", f"{words}\n\n{others[first][1]}")
+        return render(tokenizer, others)
 
 
 def spelled(tokenizer: PreTrainedTokenizerBase, turns: Seq[tuple[str, str]]) -> int:
@@ -112,9 +117,10 @@ def turn_ids(tokenizer: PreTrainedTokenizerBase, turns: Seq[tuple[str, str]]) ->
     text, ids = render(tokenizer, [(role, mark) for (role, _), mark in zip(turns, marks, strict=True)]), []
     for (_, content), mark in zip(turns, marks, strict=True):
         before, _, text = text.partition(mark)
-        ids += tokenizer(before, add_special_tokens=False)["input_ids"]
-        ids += text_ids.encode(tokenizer, content)
-    return ids + tokenizer(text, add_special_tokens=False)["input_ids"]
+        inside = text_ids.encode_inside(tokenizer, before)
+        ids += inside if ids else tokenizer(before, add_special_tokens=False)["input_ids"]
+        ids += text_ids.encode(tokenizer, content, inside=True)
+    return ids + text_ids.encode_inside(tokenizer, text)
 
 
 def closing(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -68,7 +68,8 @@ def mix(
 
     The budget is ratio / (1 - ratio) times the target's tokens, and `fresh_epochs` times as much where each epoch has
     replay of its own. Whole sequences are taken in an order
-    that the seed decides; the last one is taken if the sum is then nearer to the budget.
+    that the seed decides; the last one is taken if the sum is then nearer to the budget, and one at least where
+    the ratio is above 0.
     Raises `UserError` for a ratio outside [0, 1).
     """
     if not 0 <= ratio < 1:
@@ -77,7 +78,7 @@ def mix(
     chosen, total = [], 0
     for index in np.random.default_rng([seed, 1]).permutation(len(pool)):
         n = pool[index].supervised
-        if total + n / 2 > budget:
+        if total + n / 2 > budget and (chosen or not budget):
             break
         chosen.append(pool[index])
         total += n

@@ -53,7 +53,7 @@ def response_text(
     tokenizer: PreTrainedTokenizerBase, example: Example, *, chat_template: bool
 ) -> str:
     """Return the supervised text of a target item: its thought is kept where the base thinks (`chat.response`)."""
-    if not chat_template:
+    if not chat_template or not example.prompt:
         return example.response
     return chat.response(tokenizer, example.response, example.thinking)
 
@@ -68,9 +68,9 @@ def from_example(
     text = response_text(tokenizer, example, chat_template=chat_template)
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     thinks = text != example.response  # its tokens around the thought are meant as such
-    alone = tokenizer(text, add_special_tokens=False)["input_ids"] if thinks else text_ids.encode(tokenizer, text)
     if not example.prompt:
-        return Sequence((start, *alone, *end), first=1)
+        return Sequence((start, *text_ids.encode(tokenizer, text), *end), first=1)
+    alone = text_ids.encode_inside(tokenizer, text) if thinks else text_ids.encode(tokenizer, text, inside=True)
     turns = example.turns or (("user", example.prompt),)
     head = prompt_ids(tokenizer, example.prompt, chat_template=chat_template, turns=example.turns)
     if not chat_template:

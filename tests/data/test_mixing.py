@@ -26,7 +26,7 @@ TARGET = alike(10, 6)  # 60 supervised tokens
         (0.25, 8, 3),  # budget 20: 0+4, 8+4, 16+4 <= 20 are taken: 24; 24+4 > 20 is not
         (0.25, 9, 2),  # budget 20: 0+4.5, 9+4.5 are taken: 18 (off by 2); 27 would be off by 7
         (0.25, 7, 3),  # budget 20: 21 is nearer (1) than 14 (6)
-        (0.25, 41, 0),  # budget 20: nothing (off by 20) is nearer than 41 (off by 21)
+        (0.25, 41, 1),  # budget 20: nothing (off by 20) would be nearer than 41, but a mix has replay
         (0.5, 6, 10),  # budget 60: as much replay as target
         (0.75, 6, 30),  # budget 180: three times as much
         (0.0, 8, 0),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import tokenizer_families
 import tokenizers as hf
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from cfutils.data import chat, sequences, text_ids
 from cfutils.data.example import Example
+from cfutils.errors import UserError
 
 CORPUS = ["The quick brown fox jumps over the lazy dog.", "Question: 3 bags of 4 apples? Answer: 12 apples."] * 4
 SPECIAL = ["<unk>", "<s>", "</s>", "<|user|>", "<|bot|>"]
@@ -97,6 +99,24 @@ def test_where_a_token_reaches_over_the_boundary_the_response_is_encoded_alone()
     assert list(one.ids) == [*tokenizer("app")["input_ids"], *tokenizer("les")["input_ids"], 2]
 
 
+def test_a_response_that_is_encoded_alone_has_no_space_of_the_tokenizers():
+    """SentencePiece's tokenizers begin every text with a space; their tokens reach over the prompt's end."""
+    tokenizer = tokenizer_families.made("llama 2", ["Answer:(A) is right."] * 4, template="mistral")
+    prompt, response = "Answer:", "(A) is right."
+    head = tokenizer(prompt)["input_ids"]
+    assert tokenizer(prompt + response)["input_ids"][: len(head)] != head
+    one = sequences.from_example(tokenizer, Example(prompt, response, {}), chat_template=False)
+    assert tokenizer.decode(one.ids) == "<s> Answer:(A) is right.</s>"
+
+
+def test_words_that_spell_out_a_token_get_no_space_inside():
+    tokenizer = tokenizer_families.made("llama 2", ["Answer:(A) is right."] * 4, template="mistral")
+    assert tokenizer.decode(text_ids.encode(tokenizer, "is</s>right", bos=True)) == "<s> is</s>right"
+    ids = chat.turn_ids(tokenizer, (("user", "is</s>right"),))
+    assert tokenizer.decode(ids) == "<s>[INST] is</s>right [/INST]"
+    assert ids.count(tokenizer.eos_token_id) == 0
+
+
 def test_turns_in_a_template(tokenizer):
     turns = (("user", "3 bags?"), ("assistant", "12"), ("user", "The fox"))
     one = sequences.from_example(tokenizer, Example("x", "jumps over.", {}, turns=turns), chat_template=True)
@@ -119,6 +139,27 @@ def test_a_template_without_a_system_role_has_its_words_before_the_users():
         "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + TEMPLATE
     )
     assert chat.render(tokenizer, (("system", "Be brief."), ("user", "Hi"))) == "<s><|user|>Be brief.\n\nHi<|bot|>"
+
+
+def test_the_systems_words_are_never_the_assistants():
+    """Of a conversation that the assistant opens; one that the template still refuses is named, with the fix."""
+    tokenizer = made("gpt2")
+    refuses = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    tokenizer.chat_template = refuses + TEMPLATE
+    turns = (("system", "Be brief."), ("assistant", "Hello!"), ("user", "Hi"))
+    assert chat.render(tokenizer, turns) == "<s><|bot|>Hello!<|user|>Be brief.\n\nHi<|bot|>"
+    tokenizer.chat_template = refuses.replace("system", "assistant").replace("no", "must not open in an") + TEMPLATE
+    with pytest.raises(UserError, match=r"\(assistant, user; it begins 'Hello!'\).*Leave .* set chat_template: false"):
+        chat.render(tokenizer, turns[1:])
+
+
+def test_a_text_without_a_prompt_has_no_thought_to_close():
+    """Of a conversation that the assistant opens, under a template that opens thoughts."""
+    tokenizer = made("gpt2")
+    tokenizer.chat_template = TEMPLATE.replace("{{ '<|bot|>' }}{% endif %}", "{{ '<|bot|><think>' }}{% endif %}")
+    assert chat.closing(tokenizer) == "</think>"
+    one = sequences.from_example(tokenizer, Example("", "Hello!", {}), chat_template=True, start=1)
+    assert tokenizer.decode(one.ids) == "<s>Hello!</s>"
 
 
 def test_a_conversation_without_a_template_is_paragraphs():
