@@ -188,7 +188,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except OSError as error:
         print(
-            f"cfutils: error: {error.filename or 'system'}: {error.strerror or error}",
+            f"cfutils: error: {error.filename2 or error.filename or 'system'}: {error.strerror or error}",
             file=sys.stderr,
         )
         return 2

@@ -26,6 +26,7 @@ from typing import Any, TextIO
 
 from tqdm.utils import disp_len, disp_trim
 
+from cfutils import atomic
 from cfutils.units import duration
 
 VARIABLE = "CFUTILS_PROGRESS"
@@ -291,9 +292,7 @@ class File(Display):
     def show(self, tasks: list[State]) -> None:
         text = json.dumps({"parent": os.getppid(), "tasks": [asdict(one) for one in tasks]})
         if text != self._kept:
-            half = self._path.with_suffix(".half")
-            half.write_text(text, encoding="utf-8")
-            half.replace(self._path)
+            atomic.write_text(self._path, text)
             self._kept = text
 
     def clear(self) -> None:

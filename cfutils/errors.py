@@ -5,12 +5,28 @@ Everything else that is raised is a fault of the program and keeps its traceback
 
 from __future__ import annotations
 
+import errno
+import os
+import re
+
 LONGEST = 200
 """Characters of a value that a message shows in full."""
 
 
 class UserError(ValueError):
     """Bad input, a missing file or a full disk: one clear message, no traceback on the command line."""
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""Numbers of the system for a disk that takes no more."""
+
+
+def disk_full(error: Exception) -> str | None:
+    """Return in words that a disk takes no more, whichever library found out; None for any other error."""
+    number = getattr(error, "errno", None)
+    if number is None and (found := re.search(r"\(os error (\d+)\)", str(error))):  # safetensors
+        number = int(found[1])
+    return os.strerror(number) if number in FULL else None
 
 
 def shown(value: object) -> str:

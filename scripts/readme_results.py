@@ -1,4 +1,4 @@
-"""Write the results into README.md, between markers: the verdicts on the claims, and the default profile's table.
+"""Write the results into README.md, between markers: verdicts on the claims, the default profile, a real model.
 
     .venv/bin/python scripts/readme_results.py
 
@@ -19,6 +19,8 @@ from cfutils.profiles import DEFAULT, load
 MARKS = "<!-- {}:start -->\n", "<!-- {}:end -->\n"
 JUDGED = {"tiny-claims": "tiny", "tiny-think": "tiny-think"}
 """Profiles whose verdicts are shown, and the names of their bases."""
+REAL = "smollm2"
+"""Profile of a real language model."""
 BESIDE = {
     "ewc": "EWC with the Fisher of context-free samples", "cfs": "context-free NLL", "cf_kl": "context-free KL",
     "ft": "plain fine-tuning at a rate chosen for it",
@@ -148,7 +150,40 @@ def results(read: Read) -> str:
     return "\n".join(lines) + "\n"
 
 
-BLOCKS: dict[str, Callable[[Read], str]] = {"claims": claims, "results": results}
+def real(read: Read) -> str:
+    """Return what is found on a real language model, and the table behind it, as Markdown."""
+    table, profile = read(f"figures/{REAL}/recipe_bars.csv"), load(REAL)
+    tuned = table[table["recipe"] != "base"]
+
+    def between(row: pd.Series, metric: str) -> str:
+        return f"{row[f'{metric}_drop']:+.3f} [{row[f'{metric}_low']:+.3f}, {row[f'{metric}_high']:+.3f}]"
+
+    lost = "; ".join(
+        f"{plots.label(row['recipe'])} {between(row, 'bpb_gold')} ({row['bpb_gold_verdict']}),"
+        f" target NLL {row['target_nll']:.3f}"
+        for _, row in tuned.iterrows()
+    )
+    lines = [
+        f"**On `{profile.base.partition(':')[2]}` tuned on {plots.label(profile.target)}, the drop in bits per byte of"
+        f" the retained answers is: {lost}.**", "",
+        f"Profile `{REAL}`, {len(profile.seeds)} seeds, {len(profile.retained)} tasks with up to {profile.limit} items"
+        " each, as above. An accuracy drop below 0 is a gain.", "",
+        "| recipe | target NLL | retained right | drop | verdict | drop in bits per byte | verdict | "
+        "KL on fresh samples |",
+        "|---|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    base = table[table["recipe"] == "base"].iloc[0]
+    lines.append(f"| Base | {base['target_nll']:.3f} | {base['acc']:.3f} |  |  |  |  | 0 |")
+    for name, (_, row) in zip(plots.row_labels(tuned), tuned.iterrows(), strict=True):
+        cells = [
+            name, f"{row['target_nll']:.3f}", f"{row['acc']:.3f}", between(row, "acc"), row["acc_verdict"],
+            between(row, "bpb_gold"), row["bpb_gold_verdict"], f"{row['kl']:.3f} ± {row['kl_stderr']:.3f}",
+        ]  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+BLOCKS: dict[str, Callable[[Read], str]] = {"claims": claims, "results": results, "smollm2": real}
 """What stands between the markers of each name."""
 
 

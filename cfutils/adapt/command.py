@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from cfutils import progress
 from cfutils.adapt import check as checks
 from cfutils.adapt import deliver, report
 from cfutils.analysis import recommend
@@ -15,7 +16,7 @@ from cfutils.errors import UserError, invalid_value
 from cfutils.events import say
 from cfutils.lab import Lab
 from cfutils.profiles import Profile
-from cfutils.runner.terminal import duration
+from cfutils.units import duration
 
 UNITS = {"s": 1, "m": 60, "h": 3600}
 
@@ -34,21 +35,25 @@ def seconds(text: str) -> float:
 
 def adapt(
     base: str, data: str, out: str, *, budget: float, keep: tuple[str, ...], columns: dict[str, str],
-    start_token: str | None, n_seeds: int, dry_run: bool, command: list[str],
+    start_token: str | None, lora: int | None, n_seeds: int, dry_run: bool, command: list[str],
 ) -> list[str]:  # fmt: skip
     """Check, tune, compare and deliver; return the recommendation in sentences.
 
-    budget in seconds. A run that was cut off goes on where it stopped when the same command is given again: the study
-    that was fitted is kept in `out`. Raises `UserError` before anything long for whatever is wrong.
+    budget in seconds. lora: rank of the adapters that are tuned, None to tune all weights. A run that was cut off goes
+    on where it stopped when the same command is given again: the study that was fitted is kept in `out`. Raises
+    `UserError` before anything long for whatever is wrong.
     """
     folder = checks.out_folder(out)
     asked = {"base": base, "data": data, "budget": budget, "keep": list(keep), "columns": columns,
-             "start_token": start_token, "seeds": n_seeds}  # fmt: skip
+             "start_token": start_token, "lora": lora, "seeds": n_seeds}  # fmt: skip
     profile, notes = _resume(folder, asked)
     if profile is None:
-        found = checks.check(
-            base, data, budget=budget, keep=keep, columns=columns, start_token=start_token, seeds=tuple(range(n_seeds))
-        )
+        with progress.task("checking base and data"):
+            found = checks.check(
+                base, data, budget=budget, keep=keep, columns=columns, start_token=start_token, lora=lora,
+                seeds=tuple(range(n_seeds)),
+            )  # fmt: skip
+        deliver.check_disk(folder, parameters=found.facts.parameters)
         profile, notes = found.profile, list(found.notes)
         parts = found.sizes.seconds(found.facts)
         spent = ", ".join(f"{part} {duration(n_seeds * s)}" for part, s in parts.items())
@@ -60,8 +65,11 @@ def adapt(
     deliver.begin(folder, profile, asked, notes)
     lab, chosen = study(profile)
     table = recommend.compare(chosen)
-    deliver.model(folder, lab, deliver.plan_of(lab, table))
-    deliver.results(folder, lab.profile, table, shlex.join(command), notes)
+    plan = deliver.plan_of(lab, table)
+    deliver.model(folder, lab, plan)
+    if lora is not None:
+        deliver.adapter(folder, lab, plan)
+    deliver.results(folder, lab.profile, table, chosen, shlex.join(command), notes)
     report.write(folder / "report.html", lab.profile, table, chosen, notes, samples(lab))
     return recommend.reasons(table)
 
@@ -70,7 +78,7 @@ def study(profile: Profile) -> tuple[Lab, pd.DataFrame]:
     """Run the study: learning rate by validation items, then every run scored. Returns the lab at the rate chosen."""
     rates = Lab(profile, recipes=("ft",)).choice()
     lab = Lab(profile, lr=float(rates["lr"].iloc[0]))
-    return lab, deliver.together(*(lab.study(name).items for name in deliver.STUDIES))
+    return lab, pd.concat([lab.study(name).items for name in deliver.STUDIES], ignore_index=True)
 
 
 def samples(lab: Lab, n: int = 12) -> pd.DataFrame:
@@ -84,8 +92,7 @@ def _resume(folder: Path, asked: dict) -> tuple[Profile | None, list[str]]:
     if not state.is_file():
         return None, []
     kept = json.loads(state.read_text(encoding="utf-8"))
-    if kept["asked"] != asked:
-        differ = ", ".join(k for k in asked if kept["asked"].get(k) != asked[k])
+    if differ := ", ".join(k for k in asked if kept["asked"].get(k) != asked[k]):
         raise invalid_value("out", str(folder), f"a folder of the same command ({differ} differ)", "Give a new one.")
     return Profile(**kept["profile"]), kept["notes"]
 

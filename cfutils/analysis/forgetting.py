@@ -51,6 +51,11 @@ def complete(items: pd.DataFrame) -> pd.DataFrame:
     return items
 
 
+def once(items: pd.DataFrame) -> pd.DataFrame:
+    """Return `complete` results in which the items of a run that is in several studies are there once."""
+    return complete(items).drop_duplicates(["run", *CELL, "item"])
+
+
 def by_recipe(frame: pd.DataFrame) -> pd.DataFrame:
     """Sort rows by recipe in display order, then settings and seed; unknown recipes come last."""
     keys = [c for c in ("recipe", *SETTINGS, "seed") if c in frame]
@@ -196,12 +201,12 @@ def pooled(
     seed the interval is the percentile bootstrap over items, which leaves seeds out.
 
     stderr, low and high belong to the drop. Intervals of the two scores themselves, from `levels`, are
-    base_low, base_high and tuned_low, tuned_high.
+    base_low, base_high and tuned_low, tuned_high. A run that is in several studies counts once.
 
     Returns columns: recipe, `SETTINGS`, group, task, metric, base, tuned, drop, stderr, low, high,
     n, level, n_seeds, sd_seeds, base_low, base_high, tuned_low, tuned_high. Raises as `paired_drop`.
     """
-    items = complete(items)
+    items = once(items)
     runs = paired_drop(items, n_boot=0, level=level)
     seeds = over_seeds(runs).rename(columns={"sd": "sd_seeds"})
     seeds = seeds[[*KEYS, *CELL, "n_seeds", "sd_seeds"]]

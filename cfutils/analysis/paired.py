@@ -15,7 +15,7 @@ import pandas as pd
 
 from cfutils.analysis import bootstrap, crossed
 from cfutils.analysis.claims import POSITION, WINDOWS, Measure
-from cfutils.analysis.forgetting import CELL, LOWER_IS_BETTER, RUN, SETTINGS, complete
+from cfutils.analysis.forgetting import LOWER_IS_BETTER, RUN, SETTINGS, once
 from cfutils.errors import UserError
 
 
@@ -90,8 +90,7 @@ class Pool:
 
     def __init__(self, items: pd.DataFrame) -> None:
         """Take item-level results; a run that occurs twice, in two studies, counts once."""
-        items = complete(items)
-        self.items = items.drop_duplicates(["run", *CELL, "item"])
+        self.items = once(items)
         self.runs = self.items[RUN].drop_duplicates("run", ignore_index=True)
         bases = np.flatnonzero(self.runs["recipe"] == "base")
         if len(bases) > 1:

@@ -26,11 +26,12 @@ from filelock import FileLock, Timeout
 
 from cfutils import atomic, paths, progress
 from cfutils.digests import digest, file_digest
-from cfutils.errors import UserError
+from cfutils.errors import UserError, disk_full
 from cfutils.events import emit, say
 from cfutils.pipeline import provenance
 from cfutils.pipeline.builder import Builder, Needs
 from cfutils.pipeline.results import Shipped
+from cfutils.units import size
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -256,7 +257,15 @@ class Store:
             if artifact := self.find_here(step):  # built by another process while this one waited
                 return self._reuse(step, artifact)
             shutil.rmtree(place, ignore_errors=True)
-            return self._build(step, place, needs, session)
+            try:
+                return self._build(step, place, needs, session)
+            except Exception as error:
+                if why := disk_full(error):
+                    raise UserError(
+                        f"{why}: {step.label or step.kind} in {self.folder}. What was built before stays: free some "
+                        "space and give the same command again."
+                    ) from error
+                raise
 
     def _reuse(self, step: Step, artifact: Artifact) -> Artifact:
         emit(
@@ -339,7 +348,6 @@ class Store:
         free = shutil.disk_usage(self.folder).free
         if need > free:
             raise UserError(
-                f"disk too full: about {need / 1e9:.1f} GB are needed below {self.folder}, "
-                f"{free / 1e9:.1f} GB are free. Free some space, run `cfutils clean`, or set "
-                "CFUTILS_RUNS to a folder on a larger disk."
+                f"disk too full: about {size(need)} are needed below {self.folder}, {size(free)} are free. Free some "
+                "space, run `cfutils clean`, or set CFUTILS_RUNS to a folder on a larger disk."
             )

@@ -63,8 +63,8 @@ def _adapted(model: nn.Module, config: PeftConfig) -> PeftModel:
         return get_peft_model(model, config)
     except ValueError as error:
         raise UserError(
-            f"{type(model).__name__} takes no adapters on all its linear layers ({str(error).split('. ')[0]}): train all "
-            "weights, without --lora and without recipes that train adapters"
+            f"{type(model).__name__} takes no adapters on all its linear layers ({str(error).split('. ')[0]}): train "
+            "all weights, without --lora and without recipes that train adapters"
         ) from error
 
 

@@ -9,44 +9,12 @@ import pytest
 import yaml
 
 from cfutils import profiles
+from cfutils.__main__ import main
 from cfutils.adapt import check, command, deliver, report
 from cfutils.analysis import forgetting, recommend
 from cfutils.errors import UserError
 from cfutils.lab import Lab
-
-HOW = {"budget": 1e9, "keep": ("largest",), "columns": {}, "start_token": None, "n_seeds": 1, "dry_run": False,
-       "command": ["cfutils", "adapt"]}  # fmt: skip
-
-
-@pytest.fixture
-def mine(tmp_path):
-    """48 items of one's own, 2 of them with a tag in the text."""
-    path = tmp_path / "mine.jsonl"
-    tags = ["<script>alert(1)</script>"] * 2 + [""] * 46
-    items = [{"prompt": f"Say {i}", "completion": f" number {i}{tag}"} for i, tag in enumerate(tags)]
-    path.write_text("".join(json.dumps(item) + "\n" for item in items))
-    return path
-
-
-@pytest.fixture
-def small(monkeypatch):
-    """Every part as small as it gets."""
-    monkeypatch.setattr(check.sizes, "MAX_TOKENS", 12)
-    monkeypatch.setattr(check.sizes, "PROBE", 2)
-    fit = check.sizes.fit
-
-    def smaller(facts, *, budget):
-        found = fit(facts, budget=budget)
-        return check.sizes.replace(found, n_train=12, n_validation=2, n_heldout=4, epochs=1, limit=2)
-
-    monkeypatch.setattr(check.sizes, "fit", smaller)
-
-
-@pytest.fixture
-def delivered(store, tiny_base, mine, small, tmp_path):
-    out = tmp_path / "out"
-    said = command.adapt(str(tiny_base), str(mine), str(out), **HOW)
-    return out, said
+from tests.adapt.conftest import HOW
 
 
 def test_what_is_delivered(delivered, tiny_base, mine, capsys):
@@ -63,7 +31,7 @@ def test_what_is_delivered(delivered, tiny_base, mine, capsys):
     assert found["recommendation"] == said and sum(row["recommended"] for row in found["runs"]) == 1
     assert {row["recipe"] for row in found["runs"]} == {"base", "ft", "cfs", "cf_kl", "wise_ft"}
     card = ModelCard.load(out / "model" / "README.md")
-    assert card.data.base_model == str(tiny_base) and card.data.eval_results
+    assert card.data.base_model is None and f"- tuned from {tiny_base}" in card.text and card.data.eval_results
     assert all(line in card.text for line in said)
     page = (out / "report.html").read_text()
     assert "<script" not in page and said[0] in page and "data:image/png;base64," in page
@@ -72,7 +40,7 @@ def test_what_is_delivered(delivered, tiny_base, mine, capsys):
     assert "cfutils adapt" in (out / "commands.sh").read_text()
     capsys.readouterr()
     command.adapt(str(tiny_base), str(mine), str(out), **HOW)
-    assert "build " not in capsys.readouterr().out
+    assert "built " not in capsys.readouterr().out
 
 
 def test_the_weights_are_those_of_the_recommended_run(delivered, tiny_base, mine):
@@ -91,6 +59,71 @@ def test_another_command_does_not_write_over_a_study(delivered, tiny_base, mine)
     out, _ = delivered
     with pytest.raises(UserError, match=r"a folder of the same command \(budget differ\)"):
         command.adapt(str(tiny_base), str(mine), str(out), **{**HOW, "budget": 7e8})
+
+
+def test_files_of_ones_own_are_kept_beside_tasks(store, tiny_base, mine, small, tmp_path, monkeypatch, capsys):
+    """Hundreds of questions, choices and an lm-eval task, from file to report; a changed file has no scores yet."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    opened, closed, task = (tmp_path / name for name in ("opened.jsonl", "closed.jsonl", "task.yaml"))
+    rows = ({"prompt": f"Tell {i}:", "answers": [f"{i}", "no"]} for i in range(400))
+    opened.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows = ({"question": f"Is {i} even?", "choices": ["yes", "no"], "answer": ["yes", "no"][i % 2]} for i in range(300))
+    closed.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task.write_text(
+        "dataset_path: json\ndataset_kwargs: {data_files: opened.jsonl}\ntest_split: train\n"
+        'output_type: loglikelihood\ndoc_to_text: "{{prompt}}"\ndoc_to_target: "{{answers[0]}}"\n'
+        "metric_list: [{metric: acc}]\n"
+    )
+    how = {**HOW, "keep": (str(opened), str(closed), str(task), "largest")}
+    command.adapt(str(tiny_base), str(mine), str(tmp_path / "out"), **how)
+    said = capsys.readouterr().out
+    assert "kept: opened (400 items), closed (300 items), task (400 items), largest; at most 2 items of each" in said
+    records = [json.loads(path.read_text()) for path in (store.folder / "retained").glob("*/record.json")]
+    assert len(records) == 9 and str(tmp_path) not in json.dumps([r["inputs"] for r in records])
+    items = pd.concat(pd.read_parquet(path) for path in (store.folder / "retained").glob("*/items.parquet"))
+    metrics = {name: set(own["metric"]) for name, own in items.groupby("task")}
+    assert metrics == {
+        "opened": {"acc", "f1", "bpb_gold"}, "closed": {"acc", "margin", "bpb_gold"}, "task": {"acc", "bpb_gold"},
+        "largest": {"acc", "bpb_gold"},
+    }  # fmt: skip
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert all(f"<td>{name}</td>" in page for name in ("opened", "closed", "task"))
+    profile = profiles.load(str(tmp_path / "out" / "profile.yaml"))
+    assert store.find(Lab(profile).steps.scores(None, "retained"))
+    opened.write_text(opened.read_text().replace("Tell 0:", "Tell me:"))
+    assert store.find(Lab(profile).steps.scores(None, "retained")) is None
+    assert store.find(Lab(profile).steps.scores(None, "target"))
+
+
+def test_a_file_that_changes_while_the_work_goes_on_is_not_scored(store, tiny_profile, tmp_path):
+    path = tmp_path / "mine.jsonl"
+    path.write_text('{"prompt": "a", "answer": "b"}\n')
+    lab = Lab(tiny_profile.change(benchmarks="package", retained=(str(path),)))
+    step = lab.steps.scores(None, "retained")
+    path.write_text('{"prompt": "a", "answer": "c"}\n')
+    with pytest.raises(UserError, match="was changed while the work went on: give the same command again"):
+        lab.ensure(step)
+
+
+def test_a_folder_from_before_an_option_was_there_goes_on(tmp_path, tiny_profile, capsys):
+    asked = {"base": "b", "data": "d", "budget": HOW["budget"], "keep": [*HOW["keep"]], "columns": {},
+             "start_token": None, "seeds": 1}  # fmt: skip
+    deliver.begin(tmp_path, tiny_profile, asked, ["what was found"])
+    assert command.adapt("b", "d", str(tmp_path), **{**HOW, "dry_run": True}) == []
+    assert "what was found" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("given, rank", [([], None), (["--lora"], 64), (["--lora", "8"], 8)])
+def test_the_rank_of_adapters(monkeypatch, given, rank):
+    asked = []
+    monkeypatch.setattr(command, "adapt", lambda *a, **k: asked.append(k["lora"]) or [])
+    assert main(["adapt", *given, "--base", "shipped:tiny", "--data", "mine.jsonl"]) == 0
+    assert asked == [rank]
+
+
+def test_no_rank_of_adapters(capsys):
+    assert main(["adapt", "--base", "shipped:tiny", "--data", "mine.jsonl", "--lora", "0"]) == 2
+    assert "--lora = 0 is not allowed: a rank from 1 to 1024" in capsys.readouterr().err
 
 
 def test_a_dry_run_checks_and_tunes_nothing(store, tiny_base, mine, small, tmp_path, capsys):
@@ -118,7 +151,9 @@ def test_control_tokens_in_the_data_are_told(store, tiny_base, small, tmp_path, 
         ({"start_token": "<no>"}, "start_token"),
     ],
 )
-def test_whatever_is_wrong_is_said_before_anything_is_built(store, tiny_base, mine, tmp_path, change, says):
+def test_whatever_is_wrong_is_said_before_anything_is_built(
+    store, tiny_base, mine, tmp_path, lm_eval_index, change, says
+):
     with pytest.raises(UserError, match=says):
         command.adapt(str(tiny_base), str(mine), str(tmp_path / "out"), **{**HOW, **change})
     assert not (tmp_path / "out").exists()
@@ -188,13 +223,6 @@ def make_report(tmp_path, tiny_profile):
         return (tmp_path / "report.html").read_text()
 
     return make
-
-
-def test_a_licence_is_the_bases_own(tmp_path):
-    assert deliver.licence("asset:smollm2") == "apache-2.0"
-    assert deliver.licence(str(tmp_path)) is None
-    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n")
-    assert deliver.licence(str(tmp_path)) == "mit"
 
 
 def test_the_profile_that_is_written_is_the_one_that_ran(tmp_path, tiny_profile):

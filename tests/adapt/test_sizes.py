@@ -65,3 +65,4 @@ def test_a_dozen_and_a_half_of_items_have_small_batches_and_more_epochs():
 @pytest.mark.parametrize("parameters, rate", [(1.5e6, 4e-3), (135e6, 4e-4), (8e9, 5e-5)])
 def test_the_largest_rate_falls_with_size(parameters, rate):
     assert sizes.top_rate(parameters) == pytest.approx(rate, rel=0.02)
+    assert sizes.top_rate(parameters, lora=True) == pytest.approx(4 * rate, rel=0.02)

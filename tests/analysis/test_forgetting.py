@@ -205,6 +205,10 @@ def test_pooled_of_one_seed_is_the_bootstrap_of_that_run(acc):
     )
 
 
+def test_a_run_in_two_studies_counts_once(acc):
+    pd.testing.assert_frame_equal(forgetting.pooled(pd.concat([acc, acc[acc["run"] == "t"]])), forgetting.pooled(acc))
+
+
 def test_a_seed_that_diverged_is_not_left_out(acc):
     bad = rows("u", "ft", 1, "retained", "arc", "acc", [NAN] * 4)
     row = one(forgetting.pooled(pd.concat([acc, bad])), task="arc")

@@ -118,7 +118,7 @@ def test_an_interrupt_is_exit_130(monkeypatch, capsys):
 
     monkeypatch.setattr(batch, "run", interrupt)
     assert cli.main(["run"]) == 130
-    assert "interrupted" in capsys.readouterr().err
+    assert capsys.readouterr().err == "cfutils: interrupted; the same command goes on where it stopped\n"
 
 
 def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch):
