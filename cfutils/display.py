@@ -205,14 +205,18 @@ class Line(Display):
     def clear(self) -> None:
         with self._screen:
             if self._shown:
-                self._stream.write("\r\x1b[K")
-                self._stream.flush()
-                self._shown = ""
+                self._erase()
+
+    def _erase(self) -> None:
+        self._stream.write("\r\x1b[K")
+        self._stream.flush()
+        self._shown = ""
 
     def print(self, stream: TextIO, text: str) -> int:
         """Print above the line, which comes back in its next state."""
         with self._screen:
-            self.clear()
+            if not self._midline:  # also where no line is shown: the terminal may have echoed ^C
+                self._erase()
             self._midline = not text.endswith("\n") if text else self._midline
             return stream.write(text)
 

@@ -14,7 +14,7 @@ import torch
 from cfutils.analysis import bootstrap, estimators
 from cfutils.data.sequences import Sequence
 from cfutils.errors import UserError
-from cfutils.evaluation import scores
+from cfutils.evaluation import probes
 from cfutils.models.base_states import BaseStates
 
 BASE = [[0.5, 0.5], [0.25, 0.75]]  # p(next | last), two tokens; texts begin behind token 0
@@ -49,7 +49,7 @@ def exact(tmp_path):
     texts = list(product((0, 1), repeat=2))
     sequences = [Sequence((0, *text), 1) for text in texts]
     states = BaseStates(Markov(BASE), limit=6)
-    scores.estimate(tmp_path, states, Markov(TUNED), sequences, limit=6)
+    probes.estimate(tmp_path, states, Markov(TUNED), sequences, limit=6)
     frame = pd.read_parquet(tmp_path / "estimate.parquet")
     return frame.assign(p=[BASE[0][a] * BASE[a][b] for a, b in texts])
 

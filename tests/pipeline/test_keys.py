@@ -24,7 +24,7 @@ CHANGES = {
     "autocast": True, "trust_remote_code": True, "engine": "vllm", "temperature": 0.9, "target": "descend",
     "recipe_lr": {"cfs": 1e-4}, "strengths": {"l2": 0.5}, "lr_factors": [0.3],
     "selection_seeds": [8], "gradient_checkpointing": True, "replay_weight": 0.7,
-    "benchmarks": "hub", "retained": ["job"], "columns": {"prompt": "query"},
+    "benchmarks": "hub", "train": "lora", "retained": ["job"], "columns": {"prompt": "query"},
     "num_fewshot": {"gsm8k": 5}, "recipes": ["ft"],
     "seeds": [7], "alphas": [0.9], "lrs": [1e-4], "temperatures": [0.9], "ratios": [0.9],
     "replay_weights": [0.9], "ablation_recipes": ["pretraining"], "ablation_seeds": [7],
@@ -59,12 +59,12 @@ def test_a_field_decides_keys_or_is_stated_not_to(name, everything, own):
         everything = dataclasses.replace(
             everything, base="owner/model", recipes=("ft",), ablation_recipes=("ft",)
         )
-    if name == "base":
-        everything = dataclasses.replace(everything, recipes=("ft",), ablation_recipes=("cfs",))
+    if name in ("base", "train"):
+        everything = dataclasses.replace(everything, recipes=("ft",), ablation_recipes=("cfs",), estimated=("ft",))
     if name in THINKING:
         everything = dataclasses.replace(everything, chat_template=True, think_budget=64)
     changed = dataclasses.replace(everything, **{name: new})
-    decides = keys(changed) != (keys(everything) if name in {"revision", "base", *THINKING} else own)
+    decides = keys(changed) != (keys(everything) if name in {"revision", "base", "train", *THINKING} else own)
     assert decides == (name not in ABOUT | EXECUTION)
 
 
