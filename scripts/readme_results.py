@@ -50,9 +50,8 @@ def claims(read: Read) -> str:
     for claim, statement, base, row in sorted(rows, key=lambda r: (r[0], r[1])):
         tested = pd.notna(row["effect"])
         effect = f"{row['effect']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}] {unit(row)}" if tested else ""
-        rival, *more = str(row["rival"]).split(" ", 1)
         cells = [
-            f"{claim} {statement}", base, f"**{row['verdict']}**", effect, " ".join([plots.label(rival), *more]),
+            f"{claim} {statement}", base, f"**{row['verdict']}**", effect, plots.named(row["rival"]),
             f"{row['delta']:.3g}", f"{row['detectable']:.3g}" if pd.notna(row["detectable"]) else "",
             f"{row['seeds']:.0f}, {row['items']:,.0f}" if row["seeds"] else "",
         ]  # fmt: skip
@@ -93,6 +92,11 @@ def recommendation(rankings: dict[str, pd.DataFrame]) -> str:
     )
 
 
+def between(row: pd.Series, metric: str) -> str:
+    """Return a drop with its interval."""
+    return f"{row[f'{metric}_drop']:+.3f} [{row[f'{metric}_low']:+.3f}, {row[f'{metric}_high']:+.3f}]"
+
+
 def finding(table: pd.DataFrame) -> str:
     """Return the main result in one sentence."""
     ft, cfs, kl, data = (
@@ -128,15 +132,15 @@ def results(read: Read) -> str:
         "KL on fresh samples |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for name, row in zip(plots.row_labels(table), table.itertuples(), strict=True):
+    for name, (_, row) in zip(plots.row_labels(table), table.iterrows(), strict=True):
         cells = [name, f"{row.target_exact_match:.3f}", f"{row.target_nll:.3f}", f"{row.acc:.3f}"]
         if row.recipe == "base":
             cells += ["", "", "", "0"]
         else:
             cells += [
-                f"{row.acc_drop:+.3f} [{row.acc_low:+.3f}, {row.acc_high:+.3f}]",
+                between(row, "acc"),
                 row.acc_verdict,
-                f"{row.bpb_gold_drop:+.3f} [{row.bpb_gold_low:+.3f}, {row.bpb_gold_high:+.3f}]",
+                between(row, "bpb_gold"),
                 f"{row.kl:.3f} ± {row.kl_stderr:.3f}",
             ]
         lines.append("| " + " | ".join(cells) + " |")
@@ -154,9 +158,6 @@ def real(read: Read) -> str:
     """Return what is found on a real language model, and the table behind it, as Markdown."""
     table, profile = read(f"figures/{REAL}/recipe_bars.csv"), load(REAL)
     tuned = table[table["recipe"] != "base"]
-
-    def between(row: pd.Series, metric: str) -> str:
-        return f"{row[f'{metric}_drop']:+.3f} [{row[f'{metric}_low']:+.3f}, {row[f'{metric}_high']:+.3f}]"
 
     lost = "; ".join(
         f"{plots.label(row['recipe'])} {between(row, 'bpb_gold')} ({row['bpb_gold_verdict']}),"

@@ -11,7 +11,7 @@ import pandas as pd
 from cfutils import recipes
 from cfutils.analysis import flips, plots
 from cfutils.gallery import questions
-from cfutils.gallery.runs import Part, Run
+from cfutils.gallery.runs import Part, Run, numbers
 from cfutils.lab import Lab
 from cfutils.pipeline.store import Artifact
 from cfutils.studies import BASE, beside
@@ -64,14 +64,14 @@ def changed(lab: Lab, runs: Sequence[Run]) -> Part:
             "items": [
                 [task, plots.label(task), item, *asked.get((task, item), ("", "")), *base_values]
                 for (task, item), *base_values in zip(
-                    kept, *(_numbers(shown[name][""]) for name in METRICS.values()), strict=True
+                    kept, *(numbers(shown[name][""]) for name in METRICS.values()), strict=True
                 )
             ],
             "said": said[0] if said else None,
             "start": _start(lab, [run for run, _ in there]).id,
             "runs": [
                 {"id": run.id, "label": run.label, "recipe": plots.label(run.plan.recipe), **counts.get(run.id, {}),
-                 **{name: _numbers(shown[name][run.id]) for name in METRICS.values()},
+                 **{name: numbers(shown[name][run.id]) for name in METRICS.values()},
                  "said": said[number] if number < len(said) else None}
                 for number, (run, _) in enumerate(there, 1)
             ],
@@ -127,12 +127,6 @@ def _counts(frames: list[pd.DataFrame]) -> dict[str, dict[str, int]]:
     found = found.assign(lost=found["forgotten"] * found["n"], gained=found["gained"] * found["n"])
     sums = found.groupby("run", sort=False)[["n", "lost", "gained"]].sum().round().astype(int)
     return sums.to_dict("index")
-
-
-def _numbers(values: pd.Series) -> list[float | int | None]:
-    """Return values for JSON with three decimals, whole ones without a point; None where there is none."""
-    rounded = [round(float(v), 3) if np.isfinite(v) else None for v in values]
-    return [int(v) if v is not None and v == int(v) else v for v in rounded]
 
 
 def _answers(base: Artifact, tuned: list[Artifact], kept: list[tuple[str, str]]) -> list[list[Any]]:

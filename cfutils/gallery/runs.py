@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from cfutils import recipes
@@ -77,6 +78,12 @@ def holds(artifact: Artifact, table: str) -> bool:
     if artifact.path is None:
         return table in artifact.record["tables"]
     return (artifact.path / f"{table}.parquet").is_file()
+
+
+def numbers(values: pd.Series) -> list[float | int | None]:
+    """Return values for JSON with three decimals, whole ones without a point; None where there is none."""
+    rounded = [round(float(v), 3) if np.isfinite(v) else None for v in values]
+    return [int(v) if v is not None and v == int(v) else v for v in rounded]
 
 
 def made(lab: Lab, runs: Iterable[Run]) -> str:

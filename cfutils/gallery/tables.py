@@ -89,12 +89,6 @@ def _unit(row: Mapping) -> str:
     return f"{unit}, bias" if claim.test == "unbiased" else unit
 
 
-def _named(text: str) -> str:
-    """Write a recipe or metric by its label; what follows it is a setting or a text."""
-    first, *more = str(text).split(" ", 1)
-    return " ".join([plots.label(first), *more])
-
-
 def _verdict(row: Mapping, widest: Mapping[str, float]) -> Verdict:
     tested = pd.notna(row["effect"])
     effect = f"{_interval(row, 'effect', 'low', 'high').text} {_unit(row)}, " if tested else ""
@@ -105,7 +99,7 @@ def _verdict(row: Mapping, widest: Mapping[str, float]) -> Verdict:
     seeds, items = int(row["seeds"]), int(row["items"])
     return Verdict(
         row["claim"], row["statement"], row["verdict"],
-        f"{effect}against {_named(row['rival'])}",
+        f"{effect}against {plots.named(row['rival'])}",
         f"{seeds} seed{'s' * (seeds > 1)}, {items:,} items" if seeds else "",
         _words(row["reason"]), _words(row["others"]), row["refuted_by"], bar,
     )  # fmt: skip
@@ -123,7 +117,7 @@ def _words(text: Any) -> str:
 
 def _test(row: Mapping) -> list[Cell]:
     return [
-        Cell(row["claim"]), Cell(_named(row["rival"])), Cell(_named(row["metric"])),
+        Cell(row["claim"]), Cell(plots.named(row["rival"])), Cell(plots.named(row["metric"])),
         _interval(row, "effect", "low", "high"), _p(row["p_adjusted"]), Cell(row["verdict"]),
         Cell(_words(row["reason"])),
     ]  # fmt: skip

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from cfutils.gallery.runs import Part, Run, holds
+from cfutils.gallery.runs import Part, Run, holds, numbers
 from cfutils.lab import Lab
 
 CELLS = 80_000
@@ -37,13 +37,12 @@ def drift(lab: Lab, runs: Sequence[Run]) -> Part:
     return Part(
         {
             "passages": [
-                {"tokens": own["token"].tolist(), "nll": _rounded(own["nll"])} for own in _passages(table, kept)
+                {"tokens": own["token"].tolist(), "nll": numbers(own["nll"])} for own in _passages(table, kept)
             ],
             "runs": [
                 {"id": run.id, "label": run.label,
-                 "nll": [_rounded(own["nll"]) for own in _passages(tokens, kept)],
-                 "kl": [_rounded(own["kl"]) for own in _passages(tokens, kept)]}
-                for run, tokens in found.items()
+                 **{name: [numbers(own[name]) for own in passages] for name in ("nll", "kl")}}
+                for run, passages in ((run, _passages(tokens, kept)) for run, tokens in found.items())
             ],
         },
         tuple(notes),
@@ -53,7 +52,3 @@ def drift(lab: Lab, runs: Sequence[Run]) -> Part:
 def _passages(tokens: pd.DataFrame, kept: pd.Index) -> list[pd.DataFrame]:
     parts = dict(list(tokens.sort_values("position", kind="stable").groupby("sequence", sort=False)))
     return [parts[name] for name in kept]
-
-
-def _rounded(values: pd.Series) -> list[float | None]:
-    return [None if pd.isna(v) else round(float(v), 3) for v in values]

@@ -24,6 +24,11 @@ def bf16() -> tuple[bool, str]:
     return False, "no GPU of NVIDIA's, and the processor has neither amx_bf16 nor avx512_bf16"
 
 
+def autocast(asked: bool | None) -> bool:
+    """Return whether tuning runs in bf16 autocast: as asked, or where this machine has bf16."""
+    return bf16()[0] if asked is None else asked
+
+
 def _flags() -> set[str]:
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")

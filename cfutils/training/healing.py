@@ -64,9 +64,10 @@ def heal(
         dtype=dtype, autocast=autocast, ratio=None, replay_weight=None, replay_loss="nll", train="all",
         l2_weight=None, lora_rank=None,
     )  # fmt: skip
-    has_bf16 = precision.bf16()[0] if autocast is None else autocast
     mixed = mixing.mix(prose, [], ratio=0.0, seed=tuning.seed)
-    loop = Loop(model, None, mixed, tuning=tuning, execution=execution, autocast=has_bf16, label="prose")
+    loop = Loop(
+        model, None, mixed, tuning=tuning, execution=execution, autocast=precision.autocast(autocast), label="prose"
+    )
     seen = [look(model)]
     best = 0  # of no steps: the base itself
 

@@ -48,8 +48,7 @@ def tune(
             f"  shortfall: the pool lacks {mixed.shortfall} tokens; ratio {mixed.ratio:.3f} instead "
             f"of {tuning.ratio:g}. Raise n_samples or max_tokens."
         )
-    has_bf16, reason = precision.bf16()
-    autocast = has_bf16 if tuning.autocast is None else tuning.autocast
+    autocast, reason = precision.autocast(tuning.autocast), precision.bf16()[1]
     computed = tuning.dtype
     if autocast and tuning.dtype == "float32":
         computed = "float32, bf16 autocast"

@@ -8,26 +8,13 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 from cfutils.data.sequences import Sequence
 from cfutils.evaluation import ITEM, probes
-from cfutils.models import loading
 from cfutils.models.base_states import BaseStates
 from tests.evaluation.conftest import log_probs
 
 SEQUENCES = [Sequence((0, 5, 6, 7, 8), 1), Sequence((9, 10, 11), 2), Sequence((3, 4, 5, 6), 1)]
-
-
-@pytest.fixture(scope="module")
-def other(tiny_base):
-    """The base with every weight shifted at random."""
-    model = loading.load(tiny_base, dtype="float32")
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(0.05 * torch.randn(p.shape, generator=generator))
-    return model
 
 
 def test_probes_are_stored_by_item_and_the_bases_own_by_token(base, other, tokenizer, tmp_path):

@@ -4,36 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 
 from cfutils.data.sequences import Sequence
 from cfutils.evaluation import token_scores
-from cfutils.models import lm_head, loading, packing
+from cfutils.models import lm_head, packing
 from cfutils.models.base_states import BaseStates
+from tests.evaluation.conftest import log_probs
 
 SEQUENCES = [Sequence((0, 5, 6, 7, 8), 1), Sequence((9, 10, 11), 2), Sequence((3, 4, 5, 6), 1)]
-
-
-@pytest.fixture(scope="module")
-def base(tiny_base):
-    return loading.load(tiny_base, dtype="float32")
-
-
-@pytest.fixture(scope="module")
-def other(tiny_base):
-    """The base with every weight shifted at random."""
-    model = loading.load(tiny_base, dtype="float32")
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(0.05 * torch.randn(p.shape, generator=generator))
-    return model
-
-
-@torch.inference_mode()
-def log_probs(model, ids):
-    """log p(. | prefix) at each position, (length, vocabulary), by one pass without padding."""
-    return model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
 
 
 def test_kl_of_a_model_to_itself_is_zero(base):

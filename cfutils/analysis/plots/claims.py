@@ -19,6 +19,7 @@ from cfutils.analysis.plots.style import (
     figure,
     ink,
     label,
+    named,
     pick,
     plain_ticks,
     points,
@@ -32,7 +33,6 @@ WORDS = {
     "not comparable": "#8A8A8A", "not testable": "#8A8A8A",
 }  # fmt: skip
 """Colour of each verdict."""
-
 
 
 def claim_intervals(
@@ -70,14 +70,9 @@ def claim_intervals(
         ax.axvline(0, color="black", linewidth=1)
         ax.set_xlabel(f"← retains less    {with_unit(metric)}    retains more →")
         ax.grid(axis="y", visible=False)
-    axes[0][0].set_yticks(range(len(names)), [f"{c}  {_rival(r)}" for c, r in names.to_numpy()])
+    axes[0][0].set_yticks(range(len(names)), [f"{c}  {named(r)}" for c, r in names.to_numpy()])
     axes[0][0].set_ylim(len(names) - 0.5, -0.5)
     return fig, data
-
-
-def _rival(name: str) -> str:
-    first, *rest = name.split(" ", 1)
-    return " ".join([label(first), *rest])
 
 
 def ranking(table: pd.DataFrame, *, treatment: str = "cfs") -> tuple[Figure, pd.DataFrame]:

@@ -89,6 +89,12 @@ def label(name: str) -> str:
     return LABELS.get(name, name)
 
 
+def named(text: str) -> str:
+    """Write the recipe or metric that a text begins with by its display name; what follows it stays."""
+    first, *rest = str(text).split(" ", 1)
+    return " ".join([label(first), *rest])
+
+
 def colour(recipe: str) -> str:
     """Return a recipe's colour; grey for one that is not in the table that ships."""
     return COLOURS.get(recipe, "#444444")
