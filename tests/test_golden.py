@@ -29,13 +29,14 @@ from cfutils.evaluation import probes, scores, token_scores
 from cfutils.models import bases, loading, tokenizers
 from cfutils.models.base_states import BaseStates
 from cfutils.models.generation import sampling
-from cfutils.pipeline.builders.base import BASE
+from cfutils.pipeline.builders.base import BASE, HEALED
 from cfutils.pipeline.builders.pretraining import PRETRAIN
 from cfutils.pipeline.builders.samples import ENTROPY, SAMPLES
 from cfutils.pipeline.builders.scoring import ESTIMATE, PROBE, RETAINED, TARGET, VALIDATION
 from cfutils.pipeline.builders.tuning import AVERAGED, REDUCED, TUNED
-from cfutils.profiles import Execution
+from cfutils.profiles import Execution, load
 from cfutils.training import afterwards, pretraining, trainer
+from cfutils.training.healing import Healing, heal
 from cfutils.training.trainer import Tuning
 
 FILE = Path(__file__).with_name("golden.json")
@@ -118,6 +119,21 @@ def base(given, work):
         loading.load(work, dtype="float32"), None, [Sequence(tuple(ids), 1)], limit=64
     )
     return {"nll": found.nll.tolist()}
+
+
+def healed(given, work):
+    """Weights of the lowest NLL of held-out sequences."""
+    heldout = drawn(4, seed=9)
+
+    def look(model):
+        scored = token_scores.score(model, None, heldout, limit=64)
+        return float(np.concatenate([one.nll for one in scored]).mean())
+
+    notes = heal(
+        work, given.folder, drawn(24, seed=8), healing=Healing(batch=4, interval=2, lr=1e-2), look=look,
+        dtype="float32", autocast=False, execution=load("tiny").execution,
+    )  # fmt: skip
+    return {**notes, "weights": weights(work)}
 
 
 def samples(given, work):
@@ -262,7 +278,8 @@ def pretrain(given, work):
 CORES = {
     core.__name__: core
     for core in (
-        base, samples, tuned, averaged, retained, target, probe, estimate, entropy, pretrain, reduced, validation
+        base, healed, samples, tuned, averaged, retained, target, probe, estimate, entropy, pretrain, reduced,
+        validation,
     )
 }
 
@@ -270,7 +287,8 @@ CORES = {
 VERSIONS = {
     builder.kind: builder.version
     for builder in (
-        BASE, SAMPLES, TUNED, AVERAGED, RETAINED, TARGET, PROBE, ESTIMATE, ENTROPY, PRETRAIN, REDUCED, VALIDATION
+        BASE, HEALED, SAMPLES, TUNED, AVERAGED, RETAINED, TARGET, PROBE, ESTIMATE, ENTROPY, PRETRAIN, REDUCED,
+        VALIDATION,
     )
 }
 """Versions of the builders, by kind."""
