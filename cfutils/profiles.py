@@ -20,6 +20,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from cfutils import paths, yaml_input
 from cfutils.errors import UserError, invalid_value, shown
+from cfutils.field_errors import user_error
 from cfutils.fields import (
     Factor,
     FileName,
@@ -39,7 +40,6 @@ from cfutils.fields import (
     Tokens,
     Weight,
 )  # fmt: skip
-from cfutils.recipes import RECIPES
 
 DEFAULT = "tiny"
 
@@ -247,7 +247,7 @@ def _in_our_words(init: Callable[..., None]) -> Callable[..., None]:
         try:
             init(self, **values)
         except ValidationError as error:
-            raise _user_error(error) from None
+            raise user_error(error, _schemas()) from None
 
     return checked
 
@@ -255,58 +255,9 @@ def _in_our_words(init: Callable[..., None]) -> Callable[..., None]:
 Profile.__init__ = _in_our_words(Profile.__init__)
 
 
-def _user_error(error: ValidationError) -> UserError:
-    """Build one line from pydantic's list: the first error in full, and the names of the other fields."""
-    errors = error.errors(include_url=False)
-    if missing := [e["loc"][0] for e in errors if e["type"] == "missing"]:
-        return UserError(f"missing, and without a default: {', '.join(missing)}")
-    first = errors[0]
-    if isinstance(own := first.get("ctx", {}).get("error"), UserError):
-        return own
-    field, *path = first["loc"]
-    schema, where = _schemas()[field], field
-    if path[1:] == ["[key]"]:
-        schema, where = {"type": "string", **schema["propertyNames"]}, f"key of {field}"
-    elif path:
-        schema, where = schema.get("items") or schema["additionalProperties"], f"{field}[{shown(path[0])}]"
-    others = list(dict.fromkeys(e["loc"][0] for e in errors if e["loc"][0] != field))
-    also = f"Also wrong: {', '.join(others)}." if others else ""
-    value = list(first["input"]) if isinstance(first["input"], tuple) else first["input"]
-    return invalid_value(where, value, _words(schema), also)
-
-
 @functools.cache
 def _schemas() -> dict[str, dict]:
     return TypeAdapter(Profile).json_schema()["properties"]
-
-
-_KINDS = {
-    "integer": "a whole number", "number": "a number", "boolean": "true or false", "string": "a text",
-    "array": "a list", "object": "a table", "null": "null",
-}  # fmt: skip
-_LIMITS = {
-    ("minimum", "maximum"): " from {:,} to {:,}",
-    ("exclusiveMinimum", "maximum"): " above {:,} and at most {:,}",
-    ("minimum", "exclusiveMaximum"): " in [{:,}, {:,})",
-    ("minLength", "maxLength"): " of {:,} to {:,} characters",
-    ("minItems", "maxItems"): " of {:,} to {:,} different values",
-}
-
-
-def _words(schema: dict) -> str:
-    """Return in words what a JSON schema admits."""
-    if "anyOf" in schema:
-        return " or ".join(map(_words, schema["anyOf"]))
-    if "enum" in schema or schema.get("format") == "recipe":
-        return "one of " + ", ".join(map(repr, schema.get("enum") or RECIPES))
-    words = _KINDS[schema["type"]]
-    for keys, text in _LIMITS.items():
-        if schema.keys() >= set(keys):
-            words += text.format(*(schema[key] for key in keys))
-    if "description" in schema:
-        words += f" ({schema['description']})"
-    each = schema.get("items") or schema.get("additionalProperties")
-    return f"{words}, each {_words(each)}" if each else words
 
 
 def names() -> list[str]:

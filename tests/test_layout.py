@@ -13,7 +13,7 @@ from cfutils.pipeline import provenance
 
 ORDER = (
     ("errors", "paths", "events", "digests", "atomic", "units", "display", "progress"),
-    ("profiles", "fields", "recipes", "method", "yaml_input"),
+    ("profiles", "fields", "field_errors", "recipes", "method", "yaml_input"),
     ("data",),
     ("models",),
     ("training",),
