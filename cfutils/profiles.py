@@ -104,7 +104,7 @@ class Profile:
     """What recipes that train all weights train: these, or in their place low-rank adapters on all linear layers, of
     the rank of the recipe lora, merged afterwards (for a model whose gradients do not fit into memory)."""
     lr: LearningRate = 2e-4
-    """Peak learning rate, chosen by target score alone (notebook 02)."""
+    """Peak learning rate, chosen by validation items of the target alone (notebook 02)."""
     recipe_lr: dict[RecipeName, LearningRate] = dataclasses.field(default_factory=dict)
     """Learning rates of recipes that need their own, for example LoRA."""
     epochs: Annotated[int, Field(ge=1, le=1000)] = 1

@@ -349,7 +349,7 @@ def _grids(profile: Profile, seeds: tuple[int, ...], factors: tuple[float, ...] 
 
 STUDIES: dict[str, Callable[[Profile], list[Plan]]] = {
     "base": lambda p: [],  # the base is scored in every study
-    "learning_rate": lambda p: _each(p, ("ft",), lr=p.lrs),
+    "learning_rate": lambda p: _each(p, ("ft",), p.selection_seeds, lr=p.lrs),
     "methods": lambda p: _each(p, p.recipes),
     "temperature": lambda p: _ablation(p, temperature=p.temperatures),
     "ratio": lambda p: _ablation(p, ratio=p.ratios),
@@ -359,8 +359,8 @@ STUDIES: dict[str, Callable[[Profile], list[Plan]]] = {
 }
 """Sets of runs that are compared, by name; notebooks name theirs in their metadata."""
 
-GROUPS: dict[str, tuple[str, ...]] = {"learning_rate": ("target",), "selection": ("validation",)}
-"""Groups of scores of studies that do not need all: learning rates are chosen by target score alone."""
+GROUPS: dict[str, tuple[str, ...]] = dict.fromkeys(("learning_rate", "selection"), ("validation",))
+"""Groups of scores of studies that do not need all: learning rates are chosen by validation items of the target alone."""
 GRIDS = ("selection", "frontier")
 """Studies of so many runs that only their scores are kept at hand, not the training logs."""
 

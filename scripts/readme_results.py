@@ -148,8 +148,8 @@ def results(read: Read) -> str:
         "",
         f"Retained: the mean over {len(profile.retained)} skills, up to {profile.limit} items each. Target"
         f" `{profile.target}`: {profile.n_heldout} held-out items.",
-        "NLL, and KL ± its standard error, in nats per token. The learning rate was chosen by target score"
-        " alone (notebook 02).",
+        "NLL, and KL ± its standard error, in nats per token. The learning rate was chosen by validation"
+        " items of the target alone (notebook 02).",
     ]
     return "\n".join(lines) + "\n"
 

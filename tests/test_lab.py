@@ -517,10 +517,10 @@ def test_the_name_tells_what_was_changed(tiny_profile):
 
 
 def test_studies_beside_methods(study, tiny_profile):
-    """learning_rate is judged by target alone; at ratio 0 an ablation's run is ft."""
+    """learning_rate is judged by validation items alone; at ratio 0 an ablation's run is ft."""
     steps = Steps(tiny_profile.change(lrs=[1e-3, 2e-3]), Store())
     found = Counter(s.kind for s in steps.study("learning_rate"))
-    assert found == {"target": 3, "log": 2}
+    assert found == {"validation": 3, "log": 2}
     found = missing(tiny_profile, "ratio", ratios=[0.0, 0.3], ablation_recipes=["cfs"])
     assert found == {}
 

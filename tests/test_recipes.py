@@ -118,7 +118,7 @@ def test_studies_have_no_doubles():
     assert count["temperature"] == 2 + 2 * (2 + 1)  # cfs at 2 temperatures, replay_text once
     assert count["ratio"] == 2 + 2 * 2  # at ratio 0 both are ft; at 0.5 one each
     assert count["weight"] == 2 + 2 * (2 + 2)
-    assert count["learning_rate"] == 2 * 2
+    assert count["learning_rate"] == 2  # of the one selection seed, at 2 rates
     assert count["methods"] == 2 * 2  # ft and cfs
     fewer = p.change(ablation_seeds=[1])
     assert {plan.seed for plan in recipes.study(fewer, "ratio")} == {1}

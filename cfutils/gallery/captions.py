@@ -134,7 +134,7 @@ def _kl_temperature(data: pd.DataFrame) -> str:
 def _learning_rate(data: pd.DataFrame) -> str:
     best = data[data["chosen"].astype(bool)].iloc[0]
     n = data["lr"].nunique()
-    return f"Of {n} rates target NLL is lowest at {best['lr']:g}: {best['value']:.3f} nats per token."
+    return f"Of {n} rates the NLL of validation items is lowest at {best['lr']:g}: {best['value']:.3f} nats per token."
 
 
 def _training(data: pd.DataFrame) -> str:
@@ -236,7 +236,7 @@ CAPTIONS: dict[str, tuple[str, Callable[[pd.DataFrame], str]]] = {
     "claims_ratio": ("Share of replay", _ablation("ratio")),
     "thinking_ratio": ("Share of replay, skills solved by thinking", _ablation("ratio")),
     "replay_weight": ("Weight of the replay loss", _ablation("replay_weight")),
-    "learning_rate": ("Learning rate by target score alone", _learning_rate),
+    "learning_rate": ("Learning rate by validation items of the target", _learning_rate),
     "training_curves": ("Training curves of both terms", _training),
     "pretraining_curve": ("Pretraining of the tiny base", _pretraining),
     "base_skills": ("What the base can do", _skills),

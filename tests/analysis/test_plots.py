@@ -148,11 +148,11 @@ def make_items(runs, n=60, tasks=TASKS):
 
 
 def make_levels():
-    """Target NLL of a learning-rate sweep, as `forgetting.levels` gives it."""
+    """Validation NLL of a learning-rate sweep, as `forgetting.levels` gives it."""
     rows = [("base", NAN, 1.9), ("ft", 3e-5, 1.5), ("ft", 1e-4, 1.2), ("ft", 3e-4, 0.11),
             ("ft", 1e-3, 1.4)]  # fmt: skip
     return pd.DataFrame(
-        [{"recipe": recipe, "lr": lr, "group": "target", "task": "gsm8k", "metric": "nll",
+        [{"recipe": recipe, "lr": lr, "group": "validation", "task": "gsm8k", "metric": "nll",
           "value": value, "low": value / 1.2, "high": value * 1.2, "level": 0.95,
           "n_seeds": 0 if recipe == "base" else 2} for recipe, lr, value in rows]
     )  # fmt: skip
@@ -431,7 +431,7 @@ def test_replay_by_nll_and_by_kl_have_a_panel_each():
     assert data.groupby("term")["recipe"].agg(list)["replay_kl"] == ["cf_kl"]
 
 
-def test_learning_rate_is_chosen_by_the_lowest_target_nll():
+def test_learning_rate_is_chosen_by_the_lowest_validation_nll():
     fig, data = plots.learning_rate(make_levels())
     assert data.loc[data["chosen"], "lr"].tolist() == [3e-4]
     ax = fig.axes[0]

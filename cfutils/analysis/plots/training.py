@@ -1,4 +1,4 @@
-"""Figures of tuning: loss against step, and the learning rate that the target score chose."""
+"""Figures of tuning: loss against step, and the learning rate that validation items chose."""
 
 from __future__ import annotations
 
@@ -66,22 +66,22 @@ def training_curves(log: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
 
 
 def learning_rate(levels: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
-    """Target NLL against learning rate, the lowest marked: chosen by target score alone.
+    """NLL of the target's validation items against learning rate, the lowest marked.
 
     levels: frame of `forgetting.levels` of a sweep, with the base if its line is to be drawn. Intervals
     are those of each score; all runs answer the same items.
     Returns the drawn frame: recipe, lr (NaN for the base), value, low, high, n_seeds, level, chosen.
     """
-    part = some(pick(levels, "target", "nll"), "target NLL")
+    part = some(pick(levels, "validation", "nll"), "validation NLL")
     columns = ["recipe", "lr", "value", "low", "high", "n_seeds", "level"]
     data = by_recipe(part[columns])
-    tuned = some(data[data["recipe"] != "base"], "target NLL of a tuned model")
+    tuned = some(data[data["recipe"] != "base"], "validation NLL of a tuned model")
     data["chosen"] = (data["recipe"] != "base") & (
         data["value"] == data.groupby("recipe")["value"].transform("min")
     )
     log = wide_range(data["value"])
     fig, ax = figure(
-        "Learning rate, chosen by held-out target score alone\n"
+        "Learning rate, chosen by validation items of the target alone\n"
         f"mean with {coverage(data)}, of each score",
         (7.5, 4.4),
     )
@@ -101,6 +101,6 @@ def learning_rate(levels: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
         ax.axhspan(base.low, base.high, color="black", alpha=0.1, linewidth=0)
     tick_values(ax, data["lr"])
     ax.set_xlabel("peak learning rate (log axis)")
-    ax.set_ylabel(f"target {with_unit('nll')}{', log axis' if log else ''}\n← better")
+    ax.set_ylabel(f"validation {with_unit('nll')}{', log axis' if log else ''}\n← better")
     legend(fig, [ax], columns=3)
     return fig, data
