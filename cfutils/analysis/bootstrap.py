@@ -25,6 +25,7 @@ from cfutils.errors import UserError, invalid_value
 
 SHARES = frozenset({
     "acc", "acc_norm", "exact_match", "exact_match_flexible", "acc_cut", "pass@2", "pass@4", "thinks", "ended",
+    "answered",
 })  # fmt: skip
 """Metrics that are shares of answers: between 0 and 1."""
 POSITIVE = frozenset({"nll", "bpb", "bpb_gold", "kl", "thought_tokens"})

@@ -3,6 +3,7 @@
     items -> skills (the base with and without its thought, by task)
     items -> solved_by_thinking (names, from the base alone) -> only (items of these skills) -> forgetting, verdicts
                                                              -> differences (pairs of recipes on these skills)
+    answers -> precision (means over items and answers, and which of the two their error comes from)
 
 Items are those of a base that thinks (`evaluation.thinking`): `acc` is the share of answers that are right, `acc_cut`
 the same with the thought cut off, `thinks` the share with a thought that is not empty, `thought_tokens` its length.
@@ -14,8 +15,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
-from cfutils.analysis import contrasts, forgetting
+from cfutils.analysis import bootstrap, contrasts, forgetting
 from cfutils.analysis.claims import ALPHA, THOUGHT
 from cfutils.analysis.paired import Pool
 from cfutils.analysis.significance import holm
@@ -147,6 +149,52 @@ def _reading(row: Mapping) -> str:
     if not row["p_adjusted"] < ALPHA:
         return f"no difference shown: {interval}"
     return f"{'more' if row['effect'] > 0 else 'less'} retained: {interval}"
+
+
+def precision(answers: pd.DataFrame, *, level: float = 0.95) -> pd.DataFrame:
+    """Means over the answers of one model by task, with intervals over items *and* answers.
+
+    answers: a frame of `Lab.answers`; those with the thought cut off are left out. Each item has the same number k of
+    answers. With m_i the mean of the answers of item i and s_i^2 their variance (k - 1 in the denominator), the mean is
+    that of m_i, and its standard error sqrt(var(m_i) / n): it covers the choice of items and the sampling of answers,
+    for var(m_i) estimates between + within / k. within = mean of s_i^2, between = var(m_i) - within / k, at least 0
+    (one-way random effects; Miller, arXiv 2411.00640). `answers_share` is the part of the squared error that more
+    answers an item would take away, (within / k) / var(m_i), at most 1. The interval is Student's with n - 1 degrees of
+    freedom, for shares within [0, 1].
+
+    Returns columns: task, metric (right, answered, ended, thinks, thought_tokens), n (items), k, mean, stderr,
+    low, high, between, within, answers_share, level; `answered` where the task's answers are read by a rule (some
+    answer was). Variances are NaN with one item, and those of answers with one answer an item. Raises `UserError` if
+    items have different numbers of answers.
+    """
+    bootstrap.check_level(level)
+    free = answers[~answers["cut"].astype(bool)]
+    if "extracted" in free:
+        free = free.assign(answered=free["extracted"].notna())
+    rows = []
+    for task, own in free.groupby("task", sort=False):
+        sizes = own.groupby("item", sort=False).size().unique()
+        if len(sizes) > 1:
+            raise UserError(f"{task}: items have {', '.join(map(str, sorted(sizes)))} answers; give as many to each")
+        for metric in ("right", "answered", "ended", "thinks", "thought_tokens"):
+            if metric not in own or (metric == "answered" and not own[metric].any()):
+                continue
+            by_item = own[metric].astype(float).groupby(own["item"], sort=False)
+            rows.append({"task": task, "metric": metric, **_mean(by_item.mean(), by_item.var(), int(sizes[0]), level)})
+            if metric != "thought_tokens":
+                rows[-1] |= {name: float(np.clip(rows[-1][name], 0, 1)) for name in ("low", "high")}
+    return pd.DataFrame(rows).assign(level=level)
+
+
+def _mean(means: pd.Series, variances: pd.Series, k: int, level: float) -> dict[str, float]:
+    n, mean, spread, within = len(means), float(means.mean()), float(means.var()), float(variances.mean())
+    stderr = np.sqrt(spread / n)
+    half = stats.t.ppf((1 + level) / 2, n - 1) * stderr if n > 1 else np.nan
+    share = min(1.0, within / k / spread) if spread > 0 else np.nan
+    return {
+        "n": n, "k": k, "mean": mean, "stderr": stderr, "low": mean - half, "high": mean + half,
+        "between": max(0.0, spread - within / k), "within": within, "answers_share": share,
+    }  # fmt: skip
 
 
 def transcripts(answers: Mapping[str, pd.DataFrame], *, tasks: Sequence[str], n: int = 2) -> pd.DataFrame:

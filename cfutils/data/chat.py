@@ -111,6 +111,8 @@ def spelled(tokenizer: PreTrainedTokenizerBase, turns: Seq[tuple[str, str]]) -> 
 
 def turn_ids(tokenizer: PreTrainedTokenizerBase, turns: Seq[tuple[str, str]]) -> list[int]:
     """Encode turns in the chat template, up to where the assistant speaks; their words are words alone."""
+    if any(role == "assistant" and CLOSE in content for role, content in turns) and _drops_thoughts(tokenizer):
+        turns = [(role, content.rpartition(CLOSE)[2] if role == "assistant" else content) for role, content in turns]
     if not spelled(tokenizer, turns):
         return tokenizer(render(tokenizer, turns), add_special_tokens=False)["input_ids"]
     marks = [f"{MARK}{number}{MARK}" for number in range(len(turns))]
@@ -121,6 +123,12 @@ def turn_ids(tokenizer: PreTrainedTokenizerBase, turns: Seq[tuple[str, str]]) ->
         ids += inside if ids else tokenizer(before, add_special_tokens=False)["input_ids"]
         ids += text_ids.encode(tokenizer, content, inside=True)
     return ids + text_ids.encode_inside(tokenizer, text)
+
+
+def _drops_thoughts(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the template leaves the thoughts of earlier turns out, which it finds by their `</think>`."""
+    turns = [("user", ""), ("assistant", f"{MARK}{CLOSE}"), ("user", "")]
+    return MARK not in render(tokenizer, turns)
 
 
 def closing(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -27,12 +27,14 @@ class Target:
 
     about: str
     read: Callable[[], Iterator[Example]]
-    task: str | None
-    """lm-eval task that scores it, beside the response's NLL."""
+    tasks: tuple[str, ...] = ()
+    """lm-eval tasks that score it, beside the response's NLL."""
     local: bool = False
-    """Whether that task is scored on the held-out examples themselves (the package has no other split)."""
+    """Whether they are scored on the held-out examples themselves (the package has no other split)."""
     generates: bool = False
-    """Whether the task asks for generated answers (exact match) or compares choices (accuracy)."""
+    """Whether they ask for generated answers (exact match) or compare choices (accuracy)."""
+    hub: str = ""
+    """The hub's data set that it is made of, where it is one."""
 
 
 def _gsm8k_example(doc: dict) -> Example:
@@ -75,27 +77,27 @@ def _hub(repo: str, make: Callable[[dict], Example]) -> Iterator[Example]:
 TARGETS: dict[str, Target] = {
     "rotate": Target(
         "a list with its first word put last: a skill that no base that ships has seen, answered without a thought",
-        functools.partial(_skill, "rotate"), task="rotate", local=True, generates=True),
+        functools.partial(_skill, "rotate"), tasks=("rotate",), local=True, generates=True),
     "descend": Target(
         "words against the alphabet, steps (or a thought) first: another that none has seen",
-        functools.partial(_skill, "descend"), task="descend", local=True, generates=True),
+        functools.partial(_skill, "descend"), tasks=("descend",), local=True, generates=True),
     "gsm8k": Target(
         "grade-school maths, question to worked solution (data package; re-split test items)",
-        _gsm8k, task="gsm8k", local=True, generates=True),
+        _gsm8k, tasks=("gsm8k",), local=True, generates=True),
     "medmcqa": Target(
         "medical exams, question to explanation to answer (data package; re-split validation items)",
-        _medmcqa, task="medmcqa", local=True),
+        _medmcqa, tasks=("medmcqa",), local=True),
     "metamathqa": Target(
         "augmented maths questions (hub), scored on GSM8K's own test items",
         functools.partial(_hub, "meta-math/MetaMathQA", lambda d: Example(
             f"Question: {d['query']}\nAnswer:", f" {d['response']}", d)),
-        task="gsm8k", generates=True),
+        tasks=("gsm8k",), generates=True, hub="meta-math/MetaMathQA"),
     "medreason": Target(
-        "medical questions with reasoning (hub), scored on MedMCQA's own validation items",
+        "medical questions with reasoning (hub), scored on MedQA, MedMCQA and PubMedQA",
         functools.partial(_hub, "UCSC-VLAA/MedReason", lambda d: Example(
             f"{d['question']}\n{d['options']}\n", f"{d['reasoning']}\n\n{d['answer']}", d,
             (d["reasoning"], d["answer"]))),
-        task="medmcqa"),
+        tasks=("medqa_4options", "medmcqa", "pubmedqa"), hub="UCSC-VLAA/MedReason"),
 }  # fmt: skip
 
 
@@ -110,7 +112,7 @@ def target(name: str, *, columns: Mapping[str, str] | None = None) -> Target:
         path = _path(name)
         if path is not None and not path.exists():
             raise invalid_value("target", str(path), "a file that exists")
-        return Target(f"your data {Path(name).name}", lambda: iter(own(name, columns).examples), task=None)
+        return Target(f"your data {Path(name).name}", lambda: iter(own(name, columns).examples))
     known = ", ".join(TARGETS)
     raise invalid_value("target", name, f"{known}, or data of your own", f"Files end in {', '.join(files.SUFFIXES)}.")
 

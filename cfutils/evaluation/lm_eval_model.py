@@ -1,28 +1,32 @@
 """lm-eval's own tasks on a loaded model: unchanged task definitions, requests and metrics, computed faster.
 
 Differences from lm-eval's HFLM: texts are tokenised in one batch, common prefixes are computed once and
-logits only where a continuation is scored (`prefix_trees`), and greedy answers come from the suite's
-generation engines: transformers, or vLLM where they may be long. The results are the same (tested).
+logits only where a continuation is scored (`prefix_trees`), and answers come from the suite's generation engines:
+transformers, or vLLM on a GPU and where they may be long. The results are the same (tested); answers that a task
+samples are so in distribution.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from lm_eval.api.instance import Instance
 from lm_eval.evaluator import evaluate as lm_evaluate
 from lm_eval.models.huggingface import HFLM
 from torch import nn
 
 from cfutils import progress
+from cfutils.data import task_index
 from cfutils.models import packing, prefix_trees, tokenizers
-from cfutils.models.generation.sampling import open_engine
+from cfutils.models.generation.sampling import SEED_BLOCK, open_engine
 from cfutils.models.generation.transformers_engine import TransformersEngine
 from cfutils.models.generation.types import Engine, Request
 from cfutils.models.prefix_trees import Text
@@ -30,7 +34,9 @@ from cfutils.profiles import Execution
 from cfutils.progress import Advance
 
 VLLM_MIN_TOKENS = 20_000
-"""Start vLLM only if the answers may have this many tokens in total: its start takes half a minute."""
+"""Without a GPU start vLLM only if the answers may have this many tokens in total: its start takes half a minute."""
+FIRST_SEED = 102 * SEED_BLOCK
+"""Seed of the first answer that a task samples: no sample of the base, and no answer of one that thinks, has it."""
 
 
 class Harness(HFLM):
@@ -100,15 +106,11 @@ class Harness(HFLM):
         return found
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Return the greedy continuation of each context, cut before its first stop text.
+        """Return a continuation of each context, cut before its first stop text: greedy, or sampled as the task states.
 
-        Raises `NotImplementedError` for a task that samples its answers.
+        Request number i is sampled with seed `FIRST_SEED` + i, so that repeats of an item differ.
         """
         settings = [request.args[1] for request in requests]
-        if any(one.get("do_sample") for one in settings):
-            raise NotImplementedError(
-                "a task that samples its answers; only greedy ones are scored"
-            )
         with self._encoded_ahead(request.args[0] for request in requests):
             prompts = [
                 tuple(self.tok_encode(request.args[0])[-(self.max_length - one["max_gen_toks"]) :])
@@ -125,7 +127,7 @@ class Harness(HFLM):
             progress.task("answering", total=len(requests), unit="items") as advance,
         ):
             for indices in alike.values():
-                some = [prompts[i] for i in indices]
+                some = [Request(prompts[i], FIRST_SEED + i) for i in indices]
                 found = self._answers(engine, some, settings[indices[0]], advance)
                 answers |= zip(indices, found, strict=True)
         return [answers[i] for i in range(len(requests))]
@@ -139,14 +141,14 @@ class Harness(HFLM):
         )  # fmt: skip
 
     def _answers(
-        self, engine: Engine, prompts: list[tuple[int, ...]], settings: dict[str, Any], advance: Advance
+        self, engine: Engine, requests: list[Request], settings: dict[str, Any], advance: Advance
     ) -> list[str]:
         until = settings["until"]
         stop_texts = tuple(text for text in ([until] if isinstance(until, str) else until) if text)
+        temperature, top_p = task_index.sampling(settings)
         completions = engine.draw(
-            [Request(prompt, seed=0) for prompt in prompts], temperature=0,
-            max_tokens=settings["max_gen_toks"], stop=(self.eot_token_id,), stop_texts=stop_texts,
-            advance=advance,
+            requests, temperature=temperature, top_p=top_p, max_tokens=settings["max_gen_toks"],
+            stop=(self.eot_token_id,), stop_texts=stop_texts, advance=advance,
         )  # fmt: skip
         found = []
         for completion in completions:
@@ -168,17 +170,22 @@ def open_answering(
     pass_tokens: int,
     open_vllm: Callable[[int], Engine] | None,
 ) -> Iterator[Engine]:
-    """Open vLLM if it pays off, else an engine on the model as it is.
+    """Open vLLM on a GPU, and where it pays off, else an engine on the model as it is.
 
     n_tokens: tokens that all answers may have in total.
     max_length: most tokens of a prompt and its answer together.
     open_vllm: as for `Harness`.
+    vLLM takes nine tenths of a GPU, and refuses to start where less is free: the model leaves it for the time, and so
+    does what tuning and scoring left in torch's own cache.
     """
-    if open_vllm is None or n_tokens < VLLM_MIN_TOKENS:
+    device = model.device
+    if open_vllm is None or (device.type != "cuda" and n_tokens < VLLM_MIN_TOKENS):
         yield TransformersEngine.from_model(model, tokenizer, chunk=chunk, pass_tokens=pass_tokens)
         return
-    device = model.device
-    model.to("cpu")  # vLLM needs the memory of the GPU
+    model.to("cpu")
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
     try:
         with open_vllm(max_length) as engine:
             yield engine

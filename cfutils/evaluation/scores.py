@@ -25,7 +25,7 @@ from cfutils import atomic
 from cfutils.data import benchmarks, skills, targets
 from cfutils.data.example import Example
 from cfutils.data.sequences import Sequence, response_text
-from cfutils.evaluation import ITEM, lm_eval_model, thinking, token_scores
+from cfutils.evaluation import ITEM, answer_items, lm_eval_model, thinking, token_scores
 from cfutils.models import tokenizers
 from cfutils.profiles import Execution
 
@@ -65,17 +65,18 @@ def retained(
 ) -> None:
     """Score the retained tasks; write items.parquet, one finished part (some tasks) at a time.
 
-    With `answers` in the settings answers.parquet holds what was answered.
+    With `answers` in the settings answers.parquet holds what was answered. The tasks of a group or tag stand under its
+    name, which thereby counts as one; their items are named TASK:ITEM.
     load: returns the model of `folder`; not called if nothing is left to score.
     """
     parts, said = [], []
-    for number, (tasks, indices) in enumerate(_groups(settings)):
+    for number, (tasks, indices, groups) in enumerate(_groups(settings)):
         part = work / f"part-{number}.parquet"
         parts.append(part)
         said += [work / f"said-{number}.parquet"] if settings.answers else []
         if part.exists():
             continue
-        generated = thinking.task_items(tasks, indices) if settings.answers else {}
+        generated = answer_items.task_items(tasks, indices) if settings.answers else {}
         others = {name: task for name, task in tasks.items() if name not in generated}
         frames = []
         if generated:
@@ -83,7 +84,7 @@ def retained(
             items, found = thinking.score(
                 load(), folder, generated, how, execution, group="retained"
             )
-            found.to_parquet(said[-1], index=False)
+            _as_one(found, groups).to_parquet(said[-1], index=False)
             frames.append(items)
         if others:
             frames.append(lm_eval_items(
@@ -91,10 +92,19 @@ def retained(
                 max_new_tokens=settings.max_new_tokens, chat_template=settings.chat_template, execution=execution,
             ))  # fmt: skip
         with atomic.replacing(part) as unfinished:
-            pd.concat(frames, ignore_index=True).to_parquet(unfinished, index=False)
+            _as_one(pd.concat(frames, ignore_index=True), groups).to_parquet(unfinished, index=False)
     _together(work / "items.parquet", parts)
     if said:
         _together(work / "answers.parquet", [path for path in said if path.exists()])
+
+
+def _as_one(frame: pd.DataFrame, groups: Mapping[str, str]) -> pd.DataFrame:
+    """Return rows of tasks with those of a group's tasks under its name. groups: the group by task."""
+    inside = frame["task"].isin(groups.keys())
+    return frame.assign(
+        item=frame["item"].where(~inside, frame["task"] + ":" + frame["item"].astype(str)),
+        task=frame["task"].replace(dict(groups)),
+    )
 
 
 def _together(path: Path, parts: list[Path]) -> None:
@@ -106,22 +116,24 @@ def _together(path: Path, parts: list[Path]) -> None:
         part.unlink()
 
 
-def _groups(settings: Retained) -> Iterator[tuple[dict[str, Any], dict[str, list[int]]]]:
-    """Yield (tasks, chosen items) by name: what is scored, and kept, together."""
+def _groups(settings: Retained) -> Iterator[tuple[dict[str, Any], dict[str, list[int]], dict[str, str]]]:
+    """Yield (tasks, chosen items, group of those in one) by name: what is scored, and kept, together."""
     chosen: dict[str, Any] = {}
     indices: dict[str, list[int]] = {}
+    groups: dict[str, str] = {}
     for listed in settings.tasks:
         tasks = benchmarks.lm_eval_tasks(
             listed, benchmarks=settings.benchmarks, num_fewshot=settings.num_fewshot
         )
+        groups |= dict.fromkeys(tasks, listed) if len(tasks) > 1 else {}
         for name, task in tasks.items():
             chosen[name] = task
             indices[name] = benchmarks.evenly(len(task.eval_docs), settings.limit)
             if sum(map(len, indices.values())) >= PART:
-                yield chosen, indices
+                yield chosen, indices, groups
                 chosen, indices = {}, {}
     if chosen:
-        yield chosen, indices
+        yield chosen, indices, groups
 
 
 def lm_eval_items(
@@ -234,16 +246,18 @@ def target(
     chat_template: bool,
     execution: Execution,
     group: str = "target",
-    own_task: bool = True,
+    own_tasks: bool = True,
     answers: Mapping[str, Any] | None = None,
+    num_fewshot: Mapping[str, int] | None = None,
 ) -> None:
-    """Write items.parquet: NLL and bits per byte of held-out responses, and the target's own lm-eval task.
+    """Write items.parquet: NLL and bits per byte of held-out responses, and the target's own lm-eval tasks.
 
     name: the target, a name of the table in `data.targets` or the path of a JSONL file.
     examples, sequences: its held-out items, and the same as tokens.
-    n_generate: items answered by generation, where the target's task asks for generated answers or the base thinks.
-    group: what the scores are named in the frame. own_task: whether the target's lm-eval task is scored.
+    n_generate: items of each task answered by generation, where these ask for generated answers or the base thinks.
+    group: what the scores are named in the frame. own_tasks: whether the target's lm-eval tasks are scored.
     answers: how a base that thinks answers (the values of `thinking.Answering`), written to answers.parquet.
+    num_fewshot: examples in front of each item, by task, from the split that lm-eval's definition states.
     """
     label, row = Path(name).stem, targets.target(name)
     rows: list[list] = []
@@ -256,25 +270,26 @@ def target(
         rows.append([group, label, "bpb", example.id, text / (n_bytes * math.log(2)), n_bytes])
     items = pd.DataFrame(rows, columns=ITEM)
     wanted = n_generate if row.generates or answers else len(examples)
-    if row.task and own_task and wanted:
+    if row.tasks and own_tasks and wanted:
         docs = [e.doc for e in examples[:wanted]] if row.local else None
-        task = benchmarks.lm_eval_task(row.task, docs=docs, hub=not row.local)
-        tasks, indices = (
-            {row.task: task},
-            {row.task: benchmarks.evenly(len(task.eval_docs), wanted)},
-        )
-        generated = thinking.task_items(tasks, indices) if answers else {}
+        shots = num_fewshot or {}
+        tasks = {
+            one: benchmarks.lm_eval_task(one, docs=docs, hub=not row.local, n_examples=shots.get(one, 0))
+            for one in row.tasks
+        }
+        indices = {one: benchmarks.evenly(len(task.eval_docs), wanted) for one, task in tasks.items()}
+        generated = answer_items.task_items(tasks, indices) if answers else {}
         if generated:
             how = thinking.Answering(**answers)
             found, said = thinking.score(
                 model, folder, generated, how, execution, group=group, gold=False
             )
             said.to_parquet(work / "answers.parquet", index=False)
-        else:
+            items = pd.concat([items, found], ignore_index=True)
+        if others := {one: task for one, task in tasks.items() if one not in generated}:
             found = lm_eval_items(
-                model, folder, tasks, indices, group=group, max_new_tokens=max_new_tokens,
-                chat_template=chat_template, execution=execution,
+                model, folder, others, {one: indices[one] for one in others}, group=group,
+                max_new_tokens=max_new_tokens, chat_template=chat_template, execution=execution,
             )  # fmt: skip
-            found = found[found["metric"].isin(HEADLINE)]
-        items = pd.concat([items, found], ignore_index=True)
+            items = pd.concat([items, found[found["metric"].isin(HEADLINE)]], ignore_index=True)
     items.to_parquet(work / "items.parquet", index=False)

@@ -1,9 +1,9 @@
 """Answers of a model that thinks: generated, several an item, scored without their thoughts.
 
-Each item is answered n times at the model's own temperature, behind the generation prompt of its chat template, which
-opens the thought. A thought may have `think_budget` tokens and the answer behind it `answer_tokens` more. What stands
-behind the last `</think>` is scored; where no `</think>` comes within the budget there is no answer, and it is wrong.
-Each item is answered as often again with its thought cut off: `</think>` follows `<think>` at once.
+Each item is answered n times at the model's own temperature and top-p, behind the generation prompt of its chat
+template, which opens the thought. A thought may have `think_budget` tokens and the answer behind it `answer_tokens`
+more. What stands behind the last `</think>` is scored; where no `</think>` comes within the budget there is no answer,
+and it is wrong. Each item is answered as often again with its thought cut off: `</think>` follows `<think>` at once.
 
 Metrics of an item, each a mean over its answers but pass@k:
 
@@ -15,17 +15,16 @@ Metrics of an item, each a mean over its answers but pass@k:
 | `ended` | the thought ends within its budget |
 | `thought_tokens` | tokens up to the first `</think>`, or to the budget |
 | `acc_cut` | answered right with the thought cut off |
+| `answered` | an answer was found, right or wrong, where the task's are read by a rule (`answer_items`) |
 
-pass@k is the unbiased estimator of Chen et al. (arXiv 2107.03374, equation 1). R1's own settings also have top-p 0.95,
-which the suite's engines do not.
+pass@k is the unbiased estimator of Chen et al. (arXiv 2107.03374, equation 1).
 """
 
 from __future__ import annotations
 
 import json
 import math
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +38,7 @@ from cfutils.data.example import Example
 from cfutils.data.sequences import Sequence, from_example, prompt_ids, response_text
 from cfutils.errors import invalid_value
 from cfutils.evaluation import ITEM, lm_eval_model, token_scores
+from cfutils.evaluation.answer_items import Item
 from cfutils.models import tokenizers
 from cfutils.models.generation.sampling import SEED_BLOCK
 from cfutils.models.generation.types import Completion, Engine, Request
@@ -49,23 +49,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 ANSWER = [
-    "task",
-    "item",
-    "sample",
-    "cut",
-    "right",
-    "thinks",
-    "ended",
-    "thought_tokens",
-    "thought",
-    "answer",
-]
-"""Columns of the frame of answers; `cut` tells those whose thought was cut off."""
+    "task", "item", "sample", "cut", "right", "thinks", "ended", "thought_tokens", "thought", "answer", "extracted",
+]  # fmt: skip
+"""Columns of the frame of answers; `cut` tells those whose thought was cut off, `extracted` is what a rule read off
+the answer (None: nothing, or the task has no rule)."""
 FIRST_SEED = 100 * SEED_BLOCK
 """Answers begin at this seed, those without a thought one block further: no sample of the base has these seeds."""
-RIGHT = ("acc", "exact_match", "math_verify")
-"""Metrics of lm-eval that tell a right answer."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Answering:
@@ -78,7 +67,9 @@ class Answering:
     answer_tokens: int
     """Most tokens of the answer behind it."""
     temperature: float | None = None
-    """None: that of the base's generation configuration (`own_temperature`)."""
+    """None: that of the base's generation configuration (`own_sampling`)."""
+    top_p: float | None = None
+    """Probability of the nucleus that answers are drawn from; None: that of the base's generation configuration."""
 
     def __post_init__(self) -> None:
         for name in ("n", "think_budget", "answer_tokens"):
@@ -86,23 +77,11 @@ class Answering:
                 raise invalid_value(name, value, "at least 1")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Item:
-    """One question."""
-
-    task: str
-    id: str
-    prompt: str
-    """What the user says."""
-    right: Callable[[str], bool]
-    """Whether a text answers it; the text is cut behind the thought."""
-
-
-def own_temperature(folder: Path) -> float:
-    """Return the temperature that a model folder's generation configuration states; 1 where it states none."""
+def own_sampling(folder: Path) -> tuple[float, float]:
+    """Return temperature and top-p that a model folder's generation configuration states; 1 where it states none."""
     path = folder / "generation_config.json"
     stated = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return float(stated.get("temperature") or 1.0)
+    return float(stated.get("temperature") or 1.0), float(stated.get("top_p") or 1.0)
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
@@ -117,76 +96,6 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     return 1 - math.comb(n - c, k) / math.comb(n, k)
 
 
-def skill_items(name: str, docs: Iterable[tuple[str, dict[str, str]]]) -> list[Item]:
-    """Return items of a skill from (id, document) pairs; right is the one right answer, white space aside."""
-    one = skills.skill(name)
-
-    def judge(prompt: str) -> Callable[[str], bool]:
-        wanted = one.answer(prompt)[1].strip()
-        return lambda text: text.strip() == wanted
-
-    return [
-        Item(task=name, id=item, prompt=doc["prompt"], right=judge(doc["prompt"]))
-        for item, doc in docs
-    ]
-
-
-def task_items(tasks: Mapping[str, Any], indices: Mapping[str, Seq[int]]) -> dict[str, list[Item]]:
-    """Return items by task of those lm-eval tasks that can be answered by generation.
-
-    These are skills, tasks that ask for generated answers, and those whose choices are letters. Others, whose choices
-    are texts compared by likelihood, are left out.
-    """
-    found = {}
-    for name, task in tasks.items():
-        docs = [(i, task.eval_docs[i]) for i in indices[name]]
-        if name in skills.skills():
-            found[name] = skill_items(name, ((str(i), doc) for i, doc in docs))
-        elif task.OUTPUT_TYPE == "generate_until" or _letters(task, docs):
-            judge = _judge_text if task.OUTPUT_TYPE == "generate_until" else _judge_letter
-            found[name] = [
-                Item(task=name, id=str(i), prompt=task.doc_to_text(doc), right=judge(task, i, doc))
-                for i, doc in docs
-            ]
-    return found
-
-
-def _letters(task: Any, docs: list[tuple[int, dict]]) -> bool:
-    if task.OUTPUT_TYPE != "multiple_choice" or task.multiple_input:
-        return False
-    return all(len(c.strip()) == 1 for _, doc in docs for c in task.doc_to_choice(doc))
-
-
-def _judge_text(task: Any, index: int, doc: dict) -> Callable[[str], bool]:
-    """The judgement is the task's own: a text is right if it is under one of the task's filters."""
-    from lm_eval.api.instance import Instance
-
-    def right(text: str) -> bool:
-        asked = Instance(
-            request_type="generate_until", doc=doc, arguments=("", {}), idx=0, doc_id=index
-        )
-        asked.resps.append(text)
-        for ensemble in task._filters:
-            ensemble.apply([asked])
-        found = (task.process_results(doc, [answer]) for answer in asked.filtered_resps.values())
-        return any(float(one.get(metric, 0)) == 1 for one in found for metric in RIGHT)
-
-    return right
-
-
-def _judge_letter(task: Any, index: int, doc: dict) -> Callable[[str], bool]:
-    """A text answers with the last of the choices' letters that stands alone in it."""
-    choices, gold = [choice.strip() for choice in task.doc_to_choice(doc)], task.doc_to_target(doc)
-    gold = gold if isinstance(gold, str) else choices[gold]
-    alone = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, choices))})(?!\w)")
-
-    def right(text: str) -> bool:
-        named = alone.findall(text)
-        return bool(named) and named[-1] == gold.strip()
-
-    return right
-
-
 def score(
     model: torch.nn.Module, folder: Path, items: Mapping[str, Seq[Item]], settings: Answering, execution: Execution, *,
     group: str, gold: bool = True,
@@ -198,11 +107,11 @@ def score(
         are known for skills.
     """
     tokenizer = tokenizers.load_tokenizer(folder, trust_remote_code=execution.trust_remote_code)
-    temperature = own_temperature(folder) if settings.temperature is None else settings.temperature
-    longest, asked = (
-        settings.think_budget + settings.answer_tokens,
-        [one for own in items.values() for one in own],
-    )
+    temperature, top_p = own_sampling(folder)
+    temperature = temperature if settings.temperature is None else settings.temperature
+    top_p = top_p if settings.top_p is None else settings.top_p
+    longest = settings.think_budget + settings.answer_tokens
+    asked = [one for own in items.values() for one in own]
     heads = (prompt_ids(tokenizer, item.prompt, chat_template=True) for item in asked)
     engine = lm_eval_model.open_answering(
         model, tokenizer, n_tokens=2 * settings.n * longest * len(asked), chunk=execution.chunk,
@@ -210,8 +119,8 @@ def score(
         open_vllm=lm_eval_model.vllm_opener(model, folder, execution),
     )  # fmt: skip
     with engine as opened:
-        said = answers(opened, tokenizer, asked, settings, temperature=temperature)
-    frames = [items_frame(said, group=group)]
+        said = answers(opened, tokenizer, asked, settings, temperature=temperature, top_p=top_p)
+    frames = [items_frame(said, group=group, read={name for name, own in items.items() if own[0].extract})]
     for name, own in items.items():
         if gold and name in skills.skills():
             frames.append(_gold(model, tokenizer, name, own, group, execution.pass_tokens))
@@ -252,11 +161,13 @@ def n_bytes(text: str) -> int:
 
 
 def answers(
-    engine: Engine, tokenizer: PreTrainedTokenizerBase, items: Seq[Item], settings: Answering, *, temperature: float
+    engine: Engine, tokenizer: PreTrainedTokenizerBase, items: Seq[Item], settings: Answering, *, temperature: float,
+    top_p: float = 1.0,
 ) -> pd.DataFrame:  # fmt: skip
     """Answer items, each n times with a thought and n times without; return one row per answer (`ANSWER`).
 
-    temperature: 0 gives greedy answers, n equal ones. Raises `UserError` for a base that does not think.
+    temperature, top_p: of the sampling, in place of those in the settings; temperature 0 gives greedy answers, n equal
+    ones. Raises `UserError` for a base that does not think.
     """
     start = tokenizers.start_token(tokenizer, None)
     form = chat.chat_format(tokenizer, start=start)
@@ -272,16 +183,21 @@ def answers(
                 for j in range(settings.n)
             ]
             found = engine.draw(
-                requests, temperature=temperature, stop=tokenizers.end_tokens(tokenizer, start),
+                requests, temperature=temperature, top_p=top_p, stop=tokenizers.end_tokens(tokenizer, start),
                 max_tokens=settings.answer_tokens + (0 if cut else settings.think_budget), advance=advance,
             )  # fmt: skip
             rows = []
             for number, completion in enumerate(found):
                 item = items[number // settings.n]
                 said = _said(completion, tokenizer, form, settings, cut=cut)
-                right = said["answer"] is not None and item.right(said["answer"])
-                rows.append({"task": item.task, "item": item.id, "sample": number % settings.n, "cut": cut,
-                             "right": right, **said})  # fmt: skip
+                read = said["answer"]
+                if read is not None and item.extract:
+                    read = item.extract(read)
+                rows.append({
+                    "task": item.task, "item": item.id, "sample": number % settings.n, "cut": cut,
+                    "right": read is not None and item.right(read), **said,
+                    "extracted": str(read) if item.extract and read is not None else None,
+                })  # fmt: skip
             frames.append(pd.DataFrame(rows, columns=ANSWER))
     return pd.concat(frames, ignore_index=True)
 
@@ -337,8 +253,11 @@ def shapes(samples: pd.DataFrame, tokenizer: PreTrainedTokenizerBase) -> pd.Seri
     )
 
 
-def items_frame(found: pd.DataFrame, *, group: str) -> pd.DataFrame:
-    """Return the metrics of every item, from the frame of its answers, as an items frame."""
+def items_frame(found: pd.DataFrame, *, group: str, read: Collection[str] = ()) -> pd.DataFrame:
+    """Return the metrics of every item, from the frame of its answers, as an items frame.
+
+    read: tasks whose answers are read by a rule, for which `answered` is told.
+    """
     rows: list[list] = []
     for (task, item), own in found.groupby(["task", "item"], sort=False):
         free, cut = own[~own["cut"]], own[own["cut"]]
@@ -347,6 +266,8 @@ def items_frame(found: pd.DataFrame, *, group: str) -> pd.DataFrame:
         values |= {f"pass@{k}": pass_at_k(n, c, k) for k in _ks(n)}
         values |= {name: free[name].mean() for name in ("thinks", "ended", "thought_tokens")}
         values["acc_cut"] = cut["right"].mean()
+        if task in read:
+            values["answered"] = free["extracted"].notna().mean()
         rows += [[group, task, metric, item, float(value), 1.0] for metric, value in values.items()]
     return pd.DataFrame(rows, columns=ITEM)
 

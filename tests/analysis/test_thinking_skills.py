@@ -160,3 +160,63 @@ def test_transcripts_show_thought_answer_and_whether_it_is_right():
         ("add", "1"): "<think></think> 9  ✗",
     }  # fmt: skip
     assert found.index.get_level_values("skill").tolist() == ["swap", "add", "add"]
+
+
+# ---- several answers to each item
+
+
+def make_answers(right, **columns):
+    """Answers of one task, right being a list of answers for each item; all wrong with the thought cut off."""
+    rows = [
+        {"task": "aime25", "item": str(item), "sample": j, "cut": cut, "right": bool(value) and not cut,
+         "thinks": True, "ended": True, "thought_tokens": 100 * (item + 1), "extracted": "7"}
+        for cut in (False, True) for item, answers in enumerate(right) for j, value in enumerate(answers)
+    ]  # fmt: skip
+    return pd.DataFrame(rows).assign(**columns)
+
+
+def test_precision_over_items_and_answers_by_hand():
+    """Means 1, 1/2, 0 of two answers each: variance 1/4, of which answers have (0 + 1/2 + 0)/3 halved, 1/12."""
+    found = thinking.precision(make_answers([[1, 1], [1, 0], [0, 0]])).set_index("metric")
+    right = found.loc["right"]
+    assert (right["task"], right["n"], right["k"], right["mean"]) == ("aime25", 3, 2, 0.5)
+    assert right["stderr"] == pytest.approx((1 / 12) ** 0.5)
+    assert right["within"] == pytest.approx(1 / 6) and right["between"] == pytest.approx(1 / 6)
+    assert right["answers_share"] == pytest.approx(1 / 3)
+    assert (right["low"], right["high"]) == (0.0, 1.0)  # 4.303 standard errors reach beyond both ends
+    tokens = found.loc["thought_tokens"]  # 100, 200, 300, and no difference between the answers to one
+    assert (tokens["mean"], tokens["within"], tokens["between"]) == (200, 0, 10_000)
+    half = 4.302653 * 100 / 3**0.5
+    assert (tokens["low"], tokens["high"]) == pytest.approx((200 - half, 200 + half))
+    assert list(found.index) == ["right", "answered", "ended", "thinks", "thought_tokens"]
+
+
+def test_precision_counts_answers_that_were_read():
+    one = make_answers([[1, 0], [0, 0]]).assign(extracted=["7", None, "8", "9"] * 2)
+    assert thinking.precision(one).set_index("metric").loc["answered", "mean"] == 0.75
+    skill = thinking.precision(one.assign(extracted=None))
+    assert "answered" not in set(skill["metric"])
+
+
+def test_precision_has_no_variance_of_single_answers_and_items():
+    one = thinking.precision(make_answers([[1], [0], [0], [1]])).set_index("metric").loc["right"]
+    assert (one["mean"], one["k"]) == (0.5, 1) and one["stderr"] == pytest.approx((1 / 3 / 4) ** 0.5)
+    assert np.isnan(one["within"])
+    alone = thinking.precision(make_answers([[1, 0]])).set_index("metric").loc["right"]
+    assert alone["mean"] == 0.5 and np.isnan(alone["stderr"]) and np.isnan(alone["low"])
+
+
+def test_items_with_more_answers_than_others_are_refused():
+    with pytest.raises(UserError, match="aime25: items have 1, 2 answers"):
+        thinking.precision(make_answers([[1, 1], [0]]))
+
+
+def test_precision_covers_its_mean():
+    """95 % intervals of 30 items with 4 answers each hold the truth in 95 % of 400 draws."""
+    rng, held = np.random.default_rng(0), 0
+    for _ in range(400):
+        ability = rng.beta(2, 2, size=30)
+        right = rng.random((30, 4)) < ability[:, None]
+        found = thinking.precision(make_answers(right.tolist())).set_index("metric").loc["right"]
+        held += found["low"] <= 0.5 <= found["high"]
+    assert 0.92 < held / 400 < 0.98

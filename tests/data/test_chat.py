@@ -89,6 +89,59 @@ def test_a_template_that_opens_a_line_closes_one(tokenizer):
     )  # <think>\n\n</think>: R1's own empty thought
 
 
+R1_OWN = (
+    "{% if not add_generation_prompt is defined %}{% set add_generation_prompt = false %}{% endif %}"
+    "{% set ns = namespace(is_first=false, system_prompt='') %}"
+    "{%- for message in messages %}{%- if message['role'] == 'system' %}"
+    "{% set ns.system_prompt = message['content'] %}{%- endif %}{%- endfor %}{{bos_token}}{{ns.system_prompt}}"
+    "{%- for message in messages %}{%- if message['role'] == 'user' %}{{'<｜User｜>' + message['content']}}{%- endif %}"
+    "{%- if message['role'] == 'assistant' and message['content'] is not none %}{% set content = message['content'] %}"
+    "{% if '</think>' in content %}{% set content = content.split('</think>')[-1] %}{% endif %}"
+    "{{'<｜Assistant｜>' + content + '<｜end▁of▁sentence｜>'}}{%- endif %}{%- endfor -%}"
+    "{% if add_generation_prompt %}{{'<｜Assistant｜><think>\\n'}}{% endif %}"
+)
+"""What the template of R1-Distill does: marks in full-width characters, thoughts of earlier turns cut, one opened."""
+R1_START, R1_END = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
+
+
+@pytest.fixture
+def r1(tiny_base):
+    found = tokenizers.load_tokenizer(tiny_base)
+    found.add_special_tokens({"bos_token": R1_START, "eos_token": R1_END})
+    found.add_tokens(["<｜User｜>", "<｜Assistant｜>", chat.OPEN, chat.CLOSE])
+    found.chat_template = R1_OWN
+    return found
+
+
+def test_r1s_own_template_keeps_the_thought_of_a_target(r1):
+    """Though it would cut the thought of an assistant's turn: the response stands behind its generation prompt."""
+    given, learned = supervised(r1, THOUGHT)
+    assert given == f"{R1_START}<｜User｜>sort: b a<｜Assistant｜><think>\n"
+    assert learned == f"a b\n</think>\n\nb a{R1_END}"
+    assert "a b" not in r1.apply_chat_template(
+        [{"role": "user", "content": "sort: b a"}, {"role": "assistant", "content": "a b</think>b a"}], tokenize=False
+    )
+    given, learned = supervised(r1, PLAIN)
+    assert given.endswith("<think>\n") and learned == f"\n</think>\n\na b{R1_END}"
+
+
+def test_r1s_own_template_drops_earlier_thoughts_and_keeps_the_last(r1):
+    turns = (("user", "one"), ("assistant", "why</think>two"), ("user", "three"))
+    given, learned = supervised(r1, Example("three", "<think>\nhow\n</think>\n\nfour", {}, turns=turns))
+    assert given == (
+        f"{R1_START}<｜User｜>one<｜Assistant｜>two{R1_END}<｜User｜>three<｜Assistant｜><think>\n"
+    )
+    assert learned == f"how\n</think>\n\nfour{R1_END}"
+
+
+def test_the_format_of_r1s_own_template(r1):
+    form = chat.chat_format(r1, start=r1.bos_token_id)
+    ids = r1.convert_tokens_to_ids
+    assert (form.user, form.assistant) == ((ids("<｜User｜>"),), (ids("<｜Assistant｜>"),))
+    assert (form.open, form.close, form.end) == (ids(chat.OPEN), ids(chat.CLOSE), r1.eos_token_id)
+    assert (chat.opening(r1), chat.closing(r1)) == ("<think>\n", "\n</think>\n\n")
+
+
 def test_a_base_that_does_not_think_is_tuned_on_the_response_as_it_is(tokenizer):
     assert sequences.response_text(tokenizer, THOUGHT, chat_template=False) == THOUGHT.response
     tokenizer.chat_template = chat.TEMPLATE.replace("<think>", "")

@@ -147,7 +147,7 @@ def test_targets_that_the_base_has_never_seen(name):
     assert not any(is_heldout(e.prompt) for e in train)
     assert all(is_heldout(e.prompt) for e in heldout)
     row = targets.target(name)
-    assert (row.task, row.local, row.generates) == (name, True, True)
+    assert (row.tasks, row.local, row.generates) == ((name,), True, True)
     assert not skills.skill(name).pretrained
 
 

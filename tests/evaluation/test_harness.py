@@ -115,9 +115,13 @@ def test_a_long_context_is_cut_at_the_left(ours, theirs, prompts):
     assert found == theirs.generate_until(requests([*long, prompts[2]], STOCK), disable_tqdm=True)
 
 
-def test_sampled_answers_are_refused(ours, prompts):
-    with pytest.raises(NotImplementedError, match="samples its answers"):
-        ours.generate_until(requests(prompts[:1], {**STOCK, "do_sample": True}))
+def test_answers_are_sampled_where_the_task_does_so(ours, prompts):
+    """Repeats of an item differ, and the same request gives the same again; a tiny nucleus is greedy."""
+    warm = {**STOCK, "do_sample": True, "temperature": 1.5}
+    found = ours.generate_until(requests(prompts[:1] * 8, warm))
+    assert len(set(found)) > 1 and found == ours.generate_until(requests(prompts[:1] * 8, warm))
+    narrow = ours.generate_until(requests(prompts, {**warm, "top_p": 1e-6}))
+    assert narrow == ours.generate_until(requests(prompts, STOCK))
 
 
 @torch.inference_mode()
@@ -235,7 +239,7 @@ def test_another_engine_answers_where_answers_may_be_long(model, prompts, monkey
     assert max_length == max(len(tokenizer(prompt)["input_ids"]) for prompt in prompts) + 32
     assert engine.closed and [n for n, _ in engine.calls] == [6, 6]
     for _, settings in engine.calls:
-        assert (settings["temperature"], settings["max_tokens"]) == (0, 32)
+        assert (settings["temperature"], settings["top_p"], settings["max_tokens"]) == (0, 1, 32)
         assert settings["stop"] == (tokenizer.eos_token_id,)
     assert {settings["stop_texts"] for _, settings in engine.calls} == {("\n",), ("=", "->")}
 

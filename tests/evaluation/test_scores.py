@@ -385,3 +385,11 @@ def test_a_target_of_choices_is_scored_on_all_held_out_items(
     items = pd.read_parquet(tmp_path / "items.parquet")
     found = items.groupby("metric", sort=False)["item"].nunique().to_dict()
     assert found == {"nll": 3, "bpb": 3, "acc": 3}
+
+
+def test_the_tasks_of_a_group_count_as_one():
+    frame = pd.DataFrame({"task": ["a", "b", "c"], "item": ["0", "0", "1"], "value": [1.0, 0.0, 1.0]})
+    found = scores._as_one(frame, {"a": "group", "b": "group"})
+    assert found["task"].tolist() == ["group", "group", "c"]
+    assert found["item"].tolist() == ["a:0", "b:0", "1"]
+    assert found["value"].tolist() == [1.0, 0.0, 1.0]

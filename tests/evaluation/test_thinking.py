@@ -13,8 +13,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from cfutils.data import chat, skills
 from cfutils.data.example import Example
 from cfutils.errors import UserError
-from cfutils.evaluation import ITEM, scores, thinking
-from cfutils.evaluation.thinking import Answering, Item
+from cfutils.evaluation import ITEM, answer_items, scores, thinking
+from cfutils.evaluation.answer_items import Item
+from cfutils.evaluation.thinking import Answering
 from cfutils.models import loading, tokenizers
 from cfutils.models.generation.types import Completion
 from cfutils.profiles import Execution
@@ -59,12 +60,10 @@ class Engine:
     def __init__(self, tokenizer, texts):
         self.tokenizer, self.texts, self.calls = tokenizer, iter(texts), []
 
-    def draw(self, requests, *, temperature, max_tokens, stop, stop_texts=(), advance=None):
-        self.calls.append(
-            SimpleNamespace(
-                requests=requests, temperature=temperature, max_tokens=max_tokens, stop=stop
-            )
-        )
+    def draw(self, requests, *, temperature, max_tokens, stop, top_p=1.0, stop_texts=(), advance=None):
+        self.calls.append(SimpleNamespace(
+            requests=requests, temperature=temperature, top_p=top_p, max_tokens=max_tokens, stop=stop
+        ))  # fmt: skip
         found = []
         for _ in requests:
             ids = self.tokenizer(next(self.texts), add_special_tokens=False)["input_ids"]
@@ -131,7 +130,7 @@ def test_golden_transcripts(tokenizer, text, thought, answer, thinks, ended, tok
 def test_prompts_open_the_thought_or_close_it_at_once(tokenizer):
     """Seeds differ between answers, and between those with and without a thought."""
     engine = Engine(tokenizer, ["x</think>a b<|end|>"] * 4 + ["a b<|end|>"] * 4)
-    found = thinking.answers(engine, tokenizer, asked("0", "1"), HOW, temperature=0.6)
+    found = thinking.answers(engine, tokenizer, asked("0", "1"), HOW, temperature=0.6, top_p=0.95)
     assert list(found) == thinking.ANSWER and found["right"].all() and len(found) == 8
     free, cut = engine.calls
     assert [tokenizer.decode(r.prompt) for r in free.requests] == [
@@ -143,7 +142,8 @@ def test_prompts_open_the_thought_or_close_it_at_once(tokenizer):
     seeds = [r.seed for call in engine.calls for r in call.requests]
     assert len(set(seeds)) == 8 and min(seeds) >= thinking.FIRST_SEED
     assert (free.max_tokens, cut.max_tokens) == (18, 6)
-    assert free.temperature == cut.temperature == 0.6 and tokenizer.eos_token_id in free.stop
+    assert free.temperature == cut.temperature == 0.6 and free.top_p == cut.top_p == 0.95
+    assert tokenizer.eos_token_id in free.stop
 
 
 def test_a_thought_after_a_thought_that_was_cut_off_is_cut_as_well(tokenizer):
@@ -193,79 +193,11 @@ def test_a_base_that_does_not_think_is_refused(tiny_base):
         thinking.answers(Engine(tokenizer, []), tokenizer, asked("0"), HOW, temperature=1)
 
 
-def test_the_own_temperature_is_that_of_the_generation_configuration(folder, tmp_path):
-    assert thinking.own_temperature(folder) == 0.6
-    assert thinking.own_temperature(tmp_path) == 1.0
-    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": 1}))
-    assert thinking.own_temperature(tmp_path) == 1.0
-
-
-# ---- items
-
-
-def task(kind, **values):
-    """lm-eval's task of two questions in memory."""
-    from datasets import Dataset
-    from lm_eval.api.task import ConfigurableTask
-
-    rows = Dataset.from_list(
-        [{"q": "6 * 7?", "gold": "42", "letter": 1}, {"q": "2 + 2?", "gold": "4", "letter": 0}]
-    )
-    return ConfigurableTask(config={
-        "task": "sums", "custom_dataset": lambda **_: {"validation": rows}, "validation_split": "validation",
-        "output_type": kind, "doc_to_text": "{{q}}", "num_fewshot": 0, **values,
-    })  # fmt: skip
-
-
-def generating():
-    return task(
-        "generate_until", doc_to_target="{{gold}}", generation_kwargs={"until": ["\n"]},
-        metric_list=[{"metric": "exact_match"}],
-        filter_list=[
-            {"name": "strict", "filter": [{"function": "regex", "regex_pattern": r"The answer is (\d+)\."},
-                                          {"function": "take_first"}]},
-            {"name": "last", "filter": [{"function": "regex", "regex_pattern": r"(\d+)", "group_select": -1},
-                                        {"function": "take_first"}]},
-        ],
-    )  # fmt: skip
-
-
-def test_items_of_a_task_are_judged_by_its_own_filters():
-    """Right under any of them; the prompt is the task's own."""
-    one, two = thinking.task_items({"sums": generating()}, {"sums": [0, 1]})["sums"]
-    assert (one.task, one.id, one.prompt, two.prompt) == ("sums", "0", "6 * 7?", "2 + 2?")
-    assert (
-        one.right("The answer is 42. Or 41?")
-        and one.right("6 * 7 = 42")
-        and not one.right("42, or 41")
-    )
-    assert not one.right("forty-two") and two.right("4") and not two.right("42")
-
-
-def test_choices_that_are_letters_are_read_off_the_answer():
-    lettered = task("multiple_choice", doc_to_target="letter", doc_to_choice=["A", "B"])
-    one, two = thinking.task_items({"sums": lettered}, {"sums": [0, 1]})["sums"]
-    assert (
-        one.right("Not A. The answer is B.") and not one.right("B, no, A") and not one.right("Be")
-    )
-    assert two.right("**A**") and not two.right("")
-
-
-def test_choices_that_are_texts_are_left_to_likelihood():
-    told = task("multiple_choice", doc_to_target="letter", doc_to_choice=["four", "five"])
-    assert thinking.task_items({"sums": told}, {"sums": [0]}) == {}
-
-
-def test_items_of_a_skill_want_its_one_answer():
-    docs = [("7", {"prompt": "add: 478+269 ->"})]
-    (one,) = thinking.skill_items("add", docs)
-    assert (one.id, one.prompt) == ("7", "add: 478+269 ->")
-    assert (
-        one.right(" 747")
-        and one.right("747\n")
-        and not one.right(" 8+9=17 = 747")
-        and not one.right("")
-    )
+def test_the_own_sampling_is_that_of_the_generation_configuration(folder, tmp_path):
+    assert thinking.own_sampling(folder) == (0.6, 1.0)
+    assert thinking.own_sampling(tmp_path) == (1.0, 1.0)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": 1, "top_p": 0.95}))
+    assert thinking.own_sampling(tmp_path) == (1.0, 0.95)
 
 
 def test_shapes_of_samples_are_counted_from_the_start_token_on(tokenizer):
@@ -294,7 +226,7 @@ def test_shapes_of_samples_are_counted_from_the_start_token_on(tokenizer):
 def test_a_model_answers_and_its_right_responses_are_scored(folder):
     """bpb_gold: bits of thought, its end and the answer over the bytes of thought and answer."""
     model = loading.load(folder, dtype="float32")
-    items = thinking.skill_items("middle", [("3", {"prompt": "middle: pike ash owl red cat ->"})])
+    items = answer_items.skill_items("middle", [("3", {"prompt": "middle: pike ash owl red cat ->"})])
     frame, said = thinking.score(model, folder, {"middle": items}, HOW, EXECUTION, group="retained")
     again, _ = thinking.score(model, folder, {"middle": items}, HOW, EXECUTION, group="retained")
     pd.testing.assert_frame_equal(frame, again)

@@ -152,6 +152,39 @@ def test_a_token_of_probability_zero_is_never_sampled():
     assert there.gather(1, tokens[:, None]).all() and torch.isfinite(logprobs).all()
 
 
+@pytest.mark.parametrize(("top_p", "temperature", "kept"), [
+    (1.0, 1.0, {0, 1, 2, 3}),
+    (0.951, 1.0, {0, 1, 2, 3}),  # the first three have .95, the first two .8
+    (0.949, 1.0, {0, 1, 3}),
+    (0.801, 1.0, {0, 1, 3}),
+    (0.799, 1.0, {1, 3}),
+    (0.499, 1.0, {3}),
+    (0.001, 1.0, {3}),  # never empty
+    (0.80, 0.5, {1, 3}),  # squares, .25 .09 .0225 .0025 of .365: .685 .247 .062 .007
+    (0.68, 0.5, {3}),
+    (0.80, 2.0, {0, 1, 3}),  # roots, .707 .548 .387 .224 of 1.866: .379 .294 .208 .120
+])  # fmt: skip
+def test_the_nucleus_by_hand(monkeypatch, top_p, temperature, kept):
+    """p = (.15 .3 .05 .5): numbers all over [0, 1) draw every token of the nucleus, and no other."""
+    monkeypatch.setattr(transformers_engine, "PIECE", 2)
+    p = torch.tensor([0.15, 0.3, 0.05, 0.5], dtype=torch.float64)
+    numbers = torch.linspace(0, 1 - 1e-9, 4001, dtype=torch.float64)
+    logits = (p.log() + 3).repeat(len(numbers), 1)
+    tokens, logprobs = choose(logits, numbers, temperature=temperature, top_p=top_p)
+    assert set(tokens.tolist()) == kept
+    torch.testing.assert_close(logprobs, p.log()[tokens], check_dtype=False)  # of the whole distribution, at T = 1
+    law = torch.where(torch.tensor([i in kept for i in range(4)]), p ** (1 / temperature), 0)
+    shares = torch.bincount(tokens, minlength=4) / len(numbers)
+    torch.testing.assert_close(shares, law / law.sum(), atol=1e-3, rtol=0, check_dtype=False)
+
+
+def test_of_equal_probabilities_the_first_are_in_the_nucleus():
+    """Four tokens of 1/4 each: half of them for top-p 0.5."""
+    numbers = torch.linspace(0, 1 - 1e-9, 101, dtype=torch.float64)
+    tokens, _ = choose(torch.zeros(101, 4), numbers, temperature=1.0, top_p=0.5)
+    assert set(tokens.tolist()) == {0, 1}
+
+
 # ---- against a reference
 
 

@@ -47,7 +47,7 @@ LABELS = {
     "margin": "margin", "bpb_gold": "answer bits per byte", "kl": "KL(base || tuned)",
     "exact_match": "exact match", "exact_match_flexible": "exact match, flexible",
     "acc_cut": "accuracy, thought cut off", "thinks": "answers with a thought",
-    "ended": "thoughts that end", "thought_tokens": "length of the thought",
+    "ended": "thoughts that end", "answered": "answers found", "thought_tokens": "length of the thought",
     "target": "target", "retained": "retained", "mean": "mean",
     "gsm8k": "GSM8K", "medmcqa": "MedMCQA", "hellaswag": "HellaSwag", "arc_easy": "ARC-Easy",
     "arc_challenge": "ARC-Challenge", "piqa": "PIQA", "social_iqa": "SocialIQA",

@@ -8,6 +8,7 @@ chunk, each index with a seed of its own, so a killed job resumes and ends with 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,7 +66,7 @@ def open_engine(
 def draw(
     work: Path,
     *,
-    engine: Engine,
+    engine: Callable[[], Engine],
     tokenizer: PreTrainedTokenizerBase,
     prompts: list[tuple[int, ...]],
     first_seed: int,
@@ -73,25 +74,29 @@ def draw(
     max_tokens: int,
     stop: tuple[int, ...],
     chunk: int,
-) -> int:
+    share: tuple[int, int] | None = None,
+) -> int | None:
     """Continue each prompt (token ids) once, write work/samples.parquet, and return the number of tokens.
 
     Prompt i has seed first_seed + i. Each call of the engine gets `chunk` prompts, which are written to a
-    part file of their own; parts that exist are kept. With vLLM, which seeds calls and not requests, the
-    samples depend on `chunk`. `stop` are the ids that end a sample. Raises `UserError` for more prompts
-    than a set has seeds.
+    part file of their own; parts that exist are kept, and `engine` is called only where some are missing. With
+    vLLM, which seeds calls and not requests, the samples depend on `chunk`. `stop` are the ids that end a sample.
+    With a share (i, n) only every n-th chunk from the i-th on is drawn, and the parts are left to a later call
+    without it, which joins them; None is returned. Raises `UserError` for more prompts than a set has seeds.
     """
     total = len(prompts)
     if total > SEED_BLOCK:
         raise invalid_value("number of samples", total, f"at most {SEED_BLOCK:,} in one set")
-    chunks = [range(begin, min(begin + chunk, total)) for begin in range(0, total, chunk)]
+    first, every = share or (0, 1)
+    chunks = [range(begin, min(begin + chunk, total)) for begin in range(0, total, chunk)][first::every]
+    total = sum(map(len, chunks))
     parts = [work / f"part-{indices.start:06d}-{indices.stop:06d}.parquet" for indices in chunks]
     missing = [pair for pair in zip(chunks, parts, strict=True) if not pair[1].exists()]
     done = total - sum(len(indices) for indices, _ in missing)
     with progress.task("sampling", total=total, unit="samples", done=done) as advance:
         for indices, part in missing:
             requests = [Request(prompts[i], first_seed + i) for i in indices]
-            drawn = engine.draw(
+            drawn = engine().draw(
                 requests, temperature=temperature, max_tokens=max_tokens, stop=stop, advance=advance
             )
             texts = tokenizer.batch_decode([c.token_ids for c in drawn], skip_special_tokens=True)
@@ -109,6 +114,8 @@ def draw(
             )
             with atomic.replacing(part) as unfinished:
                 frame.to_parquet(unfinished, index=False)
+    if share:
+        return None
     frame = pd.concat([pd.read_parquet(part) for part in parts], ignore_index=True)
     frame.to_parquet(work / "samples.parquet", index=False)
     for part in work.glob("part-*"):  # also those of a killed job with another size of chunks

@@ -1,7 +1,7 @@
 """Generation token by token with a transformers model, many rows at a time (`decoders`).
 
-Finished rows are dropped once they are an eighth of the batch. There is no top-k and no top-p: a token is
-chosen by one uniform number, through the inverse of the cumulative distribution.
+Finished rows are dropped once they are an eighth of the batch. There is no top-k: a token is chosen by one uniform
+number, through the inverse of the cumulative distribution, that of the nucleus alone with top-p below 1.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ def continue_all(
     max_tokens: int,
     stop: tuple[int, ...],
     limit: int,
+    top_p: float = 1.0,
     enough: Callable[[list[int]], bool] | None = None,
     advance: Advance = progress.ignore,
 ) -> list[Completion]:
@@ -56,7 +57,7 @@ def continue_all(
             places = [i for i, prompt in enumerate(prompts) if len(prompt) == length]
             some = continue_all(
                 model, [requests[i] for i in places], temperature=temperature, max_tokens=max_tokens,
-                stop=stop, limit=limit, enough=enough, advance=advance,
+                stop=stop, limit=limit, top_p=top_p, enough=enough, advance=advance,
             )  # fmt: skip
             found |= zip(places, some, strict=True)
         return [found[i] for i in range(len(requests))]
@@ -71,7 +72,7 @@ def continue_all(
         for step in range(max_tokens):
             logits = decoder.next_logits(ids, mask)
             advance(len(requests) / max_tokens)
-            chosen, values = choose(logits, uniforms[alive, step], temperature=temperature)
+            chosen, values = choose(logits, uniforms[alive, step], temperature=temperature, top_p=top_p)
             for index, token, value in zip(alive, chosen.tolist(), values.tolist(), strict=True):
                 if index in done:
                     continue
@@ -95,8 +96,10 @@ def continue_all(
     return [Completion(*found) for found in zip(tokens, logprobs, reasons, strict=True)]
 
 
-def choose(logits: Tensor, uniforms: Tensor, *, temperature: float) -> tuple[Tensor, Tensor]:
-    """Sample one token per row from softmax(logits / temperature); at temperature 0 take the most probable.
+def choose(
+    logits: Tensor, uniforms: Tensor, *, temperature: float, top_p: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Sample one token per row from the nucleus of softmax(logits / temperature); at temperature 0 take the likeliest.
 
     logits: (rows, vocabulary), fp32; uniforms: (rows,) in [0, 1), fp64. Returns token ids (rows,) and their
     log p at temperature 1 (rows,), in nats. The token is the first whose cumulative probability exceeds
@@ -107,12 +110,14 @@ def choose(logits: Tensor, uniforms: Tensor, *, temperature: float) -> tuple[Ten
     else:
         top = logits.amax(-1, keepdim=True)
         weights = ((logits - top) / temperature).exp_().to(uniforms.device)
+        if top_p < 1:
+            weights *= nucleus(weights, top_p)
         if rest := -weights.shape[1] % PIECE:
             weights = F.pad(weights, (0, rest))
         pieces = weights.unflatten(1, (-1, PIECE))
         sums = pieces.sum(-1, dtype=torch.float64).cumsum(-1)
         normal = sums[:, -1].log().float().to(top.device) + top[:, 0]
-        if temperature != 1:
+        if temperature != 1 or top_p < 1:
             normal = logits.logsumexp(-1)
         goal = uniforms[:, None] * sums[:, -1:]
         piece = torch.searchsorted(sums, goal, right=True).clamp(max=sums.shape[1] - 1)
@@ -123,6 +128,16 @@ def choose(logits: Tensor, uniforms: Tensor, *, temperature: float) -> tuple[Ten
         last = torch.searchsorted(inner, inner[:, -1:].contiguous())
         chosen = (piece * PIECE + torch.minimum(place, last))[:, 0].to(logits.device)
     return chosen, logits.gather(1, chosen[:, None])[:, 0] - normal
+
+
+def nucleus(weights: Tensor, top_p: float) -> Tensor:
+    """Return which tokens belong to each row's nucleus, (rows, vocabulary): those whose likelier tokens have less
+    than top_p of the sum of the weights, hence at least one. Of equal weights the first counts as the likelier.
+    """
+    ordered, places = weights.sort(dim=-1, descending=True, stable=True)
+    before = ordered.cumsum(-1, dtype=torch.float64) - ordered
+    inside = before < top_p * ordered.sum(-1, keepdim=True, dtype=torch.float64)
+    return torch.zeros_like(inside).scatter(-1, places, inside)
 
 
 def _exact(device: torch.device) -> torch.device:
@@ -184,6 +199,7 @@ class TransformersEngine:
         temperature: float,
         max_tokens: int,
         stop: tuple[int, ...],
+        top_p: float = 1.0,
         stop_texts: tuple[str, ...] = (),
         advance: Advance = progress.ignore,
     ) -> list[Completion]:
@@ -202,7 +218,7 @@ class TransformersEngine:
         for some in _chunks(requests, self._chunk):
             found += continue_all(
                 self._model, some, temperature=temperature, max_tokens=max_tokens, stop=stop,
-                limit=self._pass_tokens, enough=has_stop_text if stop_texts else None, advance=advance,
+                limit=self._pass_tokens, top_p=top_p, enough=has_stop_text if stop_texts else None, advance=advance,
             )  # fmt: skip
         return [_cut(one, has_stop_text) for one in found] if stop_texts else found
 

@@ -72,6 +72,7 @@ class VllmEngine:
         temperature: float,
         max_tokens: int,
         stop: tuple[int, ...],
+        top_p: float = 1.0,
         stop_texts: tuple[str, ...] = (),
         advance: Advance = progress.ignore,
     ) -> list[Completion]:
@@ -87,7 +88,7 @@ class VllmEngine:
             [list(request.prompt) for request in requests],
             requests[0].seed,
             {
-                "temperature": temperature, "max_tokens": max_tokens, "stop_token_ids": list(stop),
+                "temperature": temperature, "top_p": top_p, "max_tokens": max_tokens, "stop_token_ids": list(stop),
                 "stop": list(stop_texts), "detokenize": bool(stop_texts),
             },
         ))  # fmt: skip
