@@ -27,14 +27,16 @@ lint: $(READY) ## ruff
 lab: $(READY) ## open JupyterLab on the list of notebooks and galleries
 	@OMP_WAIT_POLICY=passive $(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks/index.ipynb
 
-# Peers that benchmarks measure and that one integration is tested with; what they need is there already.
+# Peers that benchmarks measure and that one integration is tested with, and Ray; what they need is there already.
 $(VENV)/.peers: $(READY) pyproject.toml
-	@peers=$$($(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["bench"])')
+	@peers=$$($(BIN)/python -c 'import tomllib
+	extra = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]
+	print(*extra["bench"], *extra["ray"])')
 	$(BIN)/python -m pip install --quiet --no-deps $$peers
 	touch $@
 
 bench: $(VENV)/.peers ## measure ours beside the peers, write figures/bench (ARGS="scoring tuning" for some)
-	@for name in $(or $(ARGS),scoring tuning replay sampling growth whole); do
+	@for name in $(or $(ARGS),scoring tuning replay sampling growth planning precision whole); do
 	  echo "$$name"; $(BIN)/python benchmarks/$$name.py
 	done
 	$(BIN)/python benchmarks/report.py

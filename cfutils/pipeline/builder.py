@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from cfutils.pipeline.session import Session
@@ -26,6 +26,11 @@ class Builder:
     build: Callable[[Path, Needs, dict[str, Any], Session], dict[str, Any] | None]
     """`build(work, needs, params, session)` writes files into the folder `work`, resuming what it finds there,
     and returns notes: small facts, as JSON."""
+    gpus: Literal["none", "one", "devices"] = "one"
+    """GPUs that it takes on a cluster that has any: none, one, or the profile's `devices`."""
+    shares: Callable[[Mapping[str, Any]], int] = lambda params: 1
+    """In how many shares several processes may build it, by its parameters. With `params["share"]` = (i, n) it builds
+    the i-th of n in its work folder; without, it joins what is there and builds the rest."""
 
     @property
     def module(self) -> str:

@@ -1,4 +1,4 @@
-"""Building what notebooks need while they run, by several processes (profiles with `workers` above 1).
+"""Building what notebooks need while they run, by several processes (profiles with `workers` above 1, a cluster).
 
 Without it each notebook would start processes of its own and wait for them before drawing.
 """
@@ -51,9 +51,11 @@ class Ahead:
     ) -> None:
         try:
             if steps:
+                from cfutils.studies import pruner  # and pandas, which `cfutils list` does without
+
                 parallel.build(
                     steps, store, profile.execution, workers=profile.workers, go_on=self._ended,
-                    report=report,
+                    report=report, pruner=pruner(profile, store, steps),
                 )  # fmt: skip
         finally:
             for event in self._ready:

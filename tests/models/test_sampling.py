@@ -156,7 +156,10 @@ def job(engine, tokenizer, tmp_path):
             "prompts": [(0,)] * 10, "first_seed": 1_000_000, "temperature": 1.0, "max_tokens": 16,
             "stop": (0,), "chunk": 4, **settings,
         }  # fmt: skip
-        tokens = sampling.draw(work, engine=engine, tokenizer=tokenizer, **settings)
+        tokens = sampling.draw(work, engine=lambda: engine, tokenizer=tokenizer, **settings)
+        if settings.get("share"):
+            assert tokens is None
+            return sorted(path.name for path in work.iterdir())
         assert [path.name for path in work.iterdir()] == ["samples.parquet"]
         frame = pd.read_parquet(work / "samples.parquet")
         assert tokens == frame["token_ids"].map(len).sum()
@@ -189,6 +192,16 @@ def test_a_killed_job_resumes_and_gives_the_same_samples(job, engine):
     again = job("killed", engine=rest)
     assert rest.drawn == [1_000_008, 1_000_009]
     pd.testing.assert_frame_equal(again, whole)
+
+
+def test_shares_of_several_processes_are_joined_without_another_draw(job, engine):
+    """Chunks of 4, 4 and 2: the first share has the first and the last."""
+    whole, first, second = job("whole"), Fragile(engine), Fragile(engine)
+    assert job("shared", engine=second, share=(1, 2)) == ["part-000004-000008.parquet"]
+    assert len(job("shared", engine=first, share=(0, 2))) == 3
+    assert [seed - 1_000_000 for seed in first.drawn] == [0, 1, 2, 3, 8, 9]
+    assert [seed - 1_000_000 for seed in second.drawn] == [4, 5, 6, 7]
+    pd.testing.assert_frame_equal(job("shared", engine=Fragile(engine, calls=0)), whole)
 
 
 def test_a_killed_job_may_resume_with_another_size_of_chunks(job, engine):

@@ -39,7 +39,7 @@ def drawn(tiny_base, tmp_path):
     engine = Scripted()
     tokenizer = tokenizers.load_tokenizer(tiny_base)
     draw = functools.partial(
-        sampling.draw, engine=engine, tokenizer=tokenizer, temperature=1.0, max_tokens=4, stop=(END,), chunk=4
+        sampling.draw, engine=lambda: engine, tokenizer=tokenizer, temperature=1.0, max_tokens=4, stop=(END,), chunk=4
     )
     n = _two_turns(tmp_path, draw, [(9,)] * 4, 10, 4, tokenizer)
     return n, pd.read_parquet(tmp_path / "samples.parquet"), engine, tmp_path
