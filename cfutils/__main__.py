@@ -13,14 +13,16 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import nullcontext
 
-from cfutils import __version__, profiles, recipes
+from cfutils import __version__, profiles
 from cfutils.adapt import arguments
-from cfutils.data import packaged, targets
 from cfutils.errors import UserError, invalid_value
-from cfutils.runner import batch, plan, sample
+from cfutils.planning import command as planning
+from cfutils.rehearsal import shrink as rehearsal
+from cfutils.runner import batch, lists, paper, plan, sample
 from cfutils.runner.jobs import prepare
-from cfutils.runner.terminal import indent, table
+from cfutils.runner.terminal import table
 from cfutils.units import duration
 
 RUN_HELP = f"""examples:
@@ -29,6 +31,7 @@ RUN_HELP = f"""examples:
   cfutils run smoke -n 01 03                   two notebooks
   cfutils run -p n_train=256 'seeds=[0, 1]'    other values than the profile's
   cfutils run --dry-run                        what would be built, what is there already
+  cfutils run olmo-1b --shrink                 rehearse it here, before GPUs are paid for
 
 Values: whole numbers, numbers (1e-5), true or false, texts as they are, lists in brackets
 ('[0, 1]'), None for the profile's own. Each goes to the notebooks that take it;
@@ -37,7 +40,6 @@ Values: whole numbers, numbers (1e-5), true or false, texts as they are, lists i
 exit codes: 0 all good, 1 a notebook failed, 2 bad input (nothing was run), 130 interrupted
 """
 CHANGES = {"code", "versions"}
-LIST_SECTIONS = ("profiles", "notebooks", "recipes", "tasks")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -99,6 +101,16 @@ def parser() -> argparse.ArgumentParser:
         metavar="code,versions",
         help="build again what other code or library versions made, and what depends on it",
     )
+    sub.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="build on a Ray cluster: auto (this machine's), HOST:PORT, ray://HOST:PORT, or local (a new one here)",
+    )
+    sub.add_argument(
+        "--shrink",
+        action="store_true",
+        help="rehearse a hub profile here in minutes: a tiny random base, made-up records, few of all; no network",
+    )
     sub.add_argument("--dry-run", action="store_true", help="say what would be built; run nothing")
 
     sub = command(
@@ -108,7 +120,7 @@ def parser() -> argparse.ArgumentParser:
         epilog="example: cfutils list notebooks",
     )
     sub.add_argument(
-        "section", nargs="*", metavar="SECTION", help=f"{', '.join(LIST_SECTIONS)} (default: all)"
+        "section", nargs="*", metavar="SECTION", help=f"{', '.join(lists.SECTIONS)} (default: all)"
     )
 
     sub = command(
@@ -143,6 +155,8 @@ def parser() -> argparse.ArgumentParser:
     )
 
     sample.add(command)
+    planning.add(command)
+    paper.add(command)
 
     sub = command(
         "assets",
@@ -163,12 +177,16 @@ def parser() -> argparse.ArgumentParser:
         "clean",
         "Remove what a kill has left: unfinished work folders.",
         _clean,
-        epilog="examples:\n  cfutils clean\n  cfutils clean --all --yes",
+        epilog="examples:\n  cfutils clean\n  cfutils clean --dry-run\n  cfutils clean --weights\n"
+        "  cfutils clean --kind tuned,samples --yes\n  cfutils clean --all --yes",
     )
     sub.add_argument(
         "--all", action="store_true", help="remove finished artifacts and executed notebooks too"
     )
+    sub.add_argument("--weights", action="store_true", help="prune the weights of runs that have been scored")
+    sub.add_argument("--kind", default="", help="remove finished artifacts of these kinds: tuned,samples")
     sub.add_argument("--yes", action="store_true", help="really remove finished artifacts")
+    sub.add_argument("--dry-run", action="store_true", help="list what there is, and what building it again takes")
     return top
 
 
@@ -201,64 +219,20 @@ def _run(options: argparse.Namespace) -> int:
     kinds = options.rebuild_changed.split(",") if options.rebuild_changed else None
     if kinds and not set(kinds) <= CHANGES:
         raise invalid_value("--rebuild-changed", options.rebuild_changed, "code, versions, or both")
-    if options.dry_run:
-        if options.rebuild or kinds:
-            raise UserError("--dry-run shows what is there; leave out --rebuild")
-        return plan.dry_run(options.profile, options.notebook, options.parameter)
-    return batch.run(
-        options.profile, options.notebook, options.parameter, rebuild=options.rebuild,
-        rebuild_changed=kinds,
-    )  # fmt: skip
+    if options.dry_run and (options.rebuild or kinds or options.ray):
+        raise UserError("--dry-run shows what is there; leave out --rebuild and --ray")
+    with rehearsal.of(options.profile) if options.shrink else nullcontext(options.profile) as profile:
+        if options.dry_run:
+            return plan.dry_run(profile, options.notebook, options.parameter)
+        return batch.run(
+            profile, options.notebook, options.parameter, rebuild=options.rebuild, rebuild_changed=kinds,
+            ray=options.ray,
+        )  # fmt: skip
 
 
 def _list(options: argparse.Namespace) -> int:
-    for name in options.section:
-        if name not in LIST_SECTIONS:
-            raise UserError(f"{name!r} is not a section: {', '.join(LIST_SECTIONS)}")
-    parts = {"profiles": _profiles, "notebooks": _notebooks, "recipes": _recipes, "tasks": _tasks}
-    wanted = options.section or LIST_SECTIONS
-    print("\n\n".join(f"{name.capitalize()}\n{indent(parts[name]())}" for name in wanted))
+    print(lists.sections(options.section))
     return 0
-
-
-def _profiles() -> str:
-    loaded = [profiles.load(name) for name in profiles.names()]
-    return table((), [(p.name, p.about) for p in loaded])
-
-
-def _notebooks() -> str:
-    from cfutils.runner.notebook import notebooks
-
-    blocks = []
-    for notebook in notebooks():
-        rows = [
-            (p.name, p.annotation, "" if p.default is None else repr(p.default), p.help)
-            for p in notebook.parameters.values()
-        ]
-        lines = [f"{notebook.name}  {notebook.title}"]
-        lines += [
-            f"  {word} {text}"
-            for word, text in (("takes", notebook.takes), ("makes", notebook.makes))
-            if text
-        ]
-        blocks.append("\n".join(lines) + ("\n" + indent(table((), rows)) if rows else ""))
-    return "\n".join(blocks)
-
-
-def _recipes() -> str:
-    return table((), [(r.name, r.label, r.about) for r in recipes.RECIPES.values()])
-
-
-def _tasks() -> str:
-    from cfutils.data import skills
-
-    rows = [(name, "target", target.about) for name, target in targets.TARGETS.items()]
-    rows += [(name, "retained", packaged.TASKS[name].about) for name in packaged.RETAINED]
-    for one in skills.skills().values():
-        known = [name for name in skills.WORLDS if one.name in skills.world(name)["mixture"]]
-        if known:
-            rows.append((one.name, f"retained ({', '.join(known)})", one.about))
-    return table((), rows)
 
 
 def _status(options: argparse.Namespace) -> int:
@@ -333,7 +307,12 @@ def _doctor(options: argparse.Namespace) -> int:
 def _clean(options: argparse.Namespace) -> int:
     from cfutils.runner import clean
 
-    print(clean.clean(everything=options.all, yes=options.yes))
+    kinds = [kind for kind in options.kind.split(",") if kind]
+    print(
+        clean.clean(
+            everything=options.all, yes=options.yes, weights=options.weights, kinds=kinds, dry_run=options.dry_run
+        )
+    )
     return 0
 
 

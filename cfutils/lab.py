@@ -22,13 +22,14 @@ from cfutils.analysis import bootstrap, forgetting, mixture_fit, selection
 from cfutils.data import chat
 from cfutils.events import say
 from cfutils.pipeline import estimate
+from cfutils.pipeline.pruning import in_order
 from cfutils.pipeline.results import Shipped
 from cfutils.pipeline.session import Session
 from cfutils.pipeline.steps import Steps, groups
 from cfutils.pipeline.store import Artifact, Step, Store
 from cfutils.profiles import FIELDS, Profile, load
 from cfutils.recipes import Plan
-from cfutils.studies import BASE, beside, planned
+from cfutils.studies import BASE, beside, check_disk, planned, pruner
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -252,13 +253,12 @@ class Lab:
         Columns: recipe, source, purpose, temperature, index, tokens, log_ratio, kl (nats per sequence), and
         the seconds that each took for 1,000 sequences (seconds_log_ratio, seconds_kl).
         """
-        frames = []
-        rows = self.steps.estimates()
+        frames, rows = [], self.steps.estimates()
+        self._build([step.needs["samples"] for _, step in rows if "samples" in step.needs])  # by one engine
         self._build([step for _, step in rows])
         for columns, step in rows:
             artifact = self.ensure(step)
-            notes = artifact.notes
-            cost = {f"seconds_{k}": 1000 * v / notes["timed"] for k, v in notes["seconds"].items()}
+            cost = {f"seconds_{k}": 1000 * v / artifact.notes["timed"] for k, v in artifact.notes["seconds"].items()}
             frames.append(artifact.table("estimate").reset_index().assign(**columns, **cost))
         return pd.concat(frames, ignore_index=True).astype({"temperature": float})
 
@@ -319,24 +319,26 @@ class Lab:
         plots.save(fig, name, data, paths.figures(self.name))
 
     def _build(self, steps: Iterable[Step]) -> None:
-        """Build what is missing, by several processes where the profile has several."""
+        """Build what is missing, by several processes where the profile has several, or on a cluster."""
+        steps = list(steps)
         if not (missing := self.store.missing(steps)):
             return
+        from cfutils.pipeline import parallel
+
         self.steps.check()
-        self.store.check_disk(missing)
+        check_disk(self.profile, self.store, steps)
         if display.in_notebook():
             found = estimate.expected(missing, self.store)
             say(estimate.sentence(found, workers=self.profile.workers))
         with self.session:
-            if self.profile.workers > 1 and len(missing) > 1:
-                from cfutils.pipeline import parallel
-
-                parallel.build(
-                    missing, self.store, self.profile.execution, workers=self.profile.workers
-                )
+            prune = pruner(self.profile, self.store, steps)
+            if parallel.wanted(self.profile.workers, len(missing)):
+                parallel.build(missing, self.store, self.profile.execution, workers=self.profile.workers, pruner=prune)
+            missing = in_order(self.store.missing(steps))
             with progress.task("step", total=len(missing), alike=False) as advance:
                 for step in missing:
                     self.store.ensure_here(step, self.session)
+                    prune.after(step)
                     advance()
 
 

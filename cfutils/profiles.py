@@ -115,6 +115,10 @@ class Profile:
     """Tokens in one forward pass; in tuning, which keeps activations, half as many. No result changes."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass instead of keeping them: less memory, a third slower."""
+    devices: Annotated[int, Field(ge=1, le=1024)] = 1
+    """Processes, one per GPU, that one tuning run takes: weights, gradients and moments are divided among them."""
+    offload: bool = False
+    """Keep each process's share of weights, gradients and moments in the processor's memory; for tuning on GPUs."""
     warmup: Share = 0.1
     """Share of the steps in which the learning rate rises; then it falls as a cosine to zero."""
     weight_decay: Annotated[float, Field(ge=0, le=100)] = 0.0
@@ -151,8 +155,15 @@ class Profile:
     """Answers to each item, and as many with the thought cut off, where the base thinks."""
     answer_temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     """Temperature of those answers; None takes that of the base's own generation configuration."""
+    answer_top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Top-p of those answers; None takes that of the base's own generation configuration, 1 where it states none.
+    Replay samples never have one: they stand for the base's whole distribution."""
     n_probe: Items = 16
     """Sequences in each probe."""
+
+    keep_weights: Literal["all", "recommended", "last"] = "all"
+    """Weights that stay once all that is made from a run is there: all, those of the run that is recommended, or of
+    the latest run. Scores, figures and logs stay in any case; what needs pruned weights builds them again."""
 
     notebooks: Several[NotebookNumber] = ("00", "01", "02", "03", "04", "05", "06")
     """Notebooks of a whole run, by number; one about another base is left out."""
@@ -210,6 +221,7 @@ class Profile:
         return {
             "n": self.answers_per_item, "think_budget": self.think_budget, "answer_tokens": self.max_new_tokens,
             "temperature": self.answer_temperature,
+            **({} if self.answer_top_p is None else {"top_p": self.answer_top_p}),
         }  # fmt: skip
 
     @property
@@ -228,6 +240,8 @@ class Execution:
     gradient_checkpointing: bool
     checkpoint_minutes: float
     trust_remote_code: bool
+    devices: int = 1
+    offload: bool = False
 
 
 FIELDS = tuple(f.name for f in dataclasses.fields(Profile))

@@ -360,7 +360,7 @@ STUDIES: dict[str, Callable[[Profile], list[Plan]]] = {
 """Sets of runs that are compared, by name; notebooks name theirs in their metadata."""
 
 GROUPS: dict[str, tuple[str, ...]] = dict.fromkeys(("learning_rate", "selection"), ("validation",))
-"""Groups of scores of studies that do not need all: learning rates are chosen by the target's validation items alone."""
+"""Groups of scores of studies that do not need all: learning rates are chosen by validation items alone."""
 GRIDS = ("selection", "frontier")
 """Studies of so many runs that only their scores are kept at hand, not the training logs."""
 

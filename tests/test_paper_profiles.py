@@ -76,7 +76,7 @@ def test_olmo_is_sampled_and_tuned(tiny_olmo, tiny_profile, tmp_path, recipe):
     start = tokenizers.start_token(tokenizer, None)
     with TransformersEngine(tiny_olmo, dtype="float32", chunk=4, pass_tokens=64) as engine:
         n = sampling.draw(
-            tmp_path, engine=engine, tokenizer=tokenizer, prompts=[(start,)] * 4, first_seed=0,
+            tmp_path, engine=lambda: engine, tokenizer=tokenizer, prompts=[(start,)] * 4, first_seed=0,
             temperature=1.0, max_tokens=6, stop=(start,), chunk=4,
         )  # fmt: skip
     assert 4 <= n <= 24
@@ -117,3 +117,53 @@ def test_olmos_own_tokenizer():
     assert tokenizer.convert_ids_to_tokens(0) == "|||IP_ADDRESS|||"
     with pytest.raises(UserError, match="start_token"):
         tokenizers.start_token(tokenizer, "<|im_start|>")
+
+
+def test_the_target_of_olmo_is_scored_with_five_examples_and_its_retained_tasks_without(store):
+    profile = profiles.load("olmo-1b")
+    steps = Steps(profile, store)
+    assert steps.scores(None, "target").params["num_fewshot"] == {"gsm8k": 5}
+    assert steps.scores(None, "retained").params["tasks"]["num_fewshot"] == {}
+    assert "num_fewshot" not in Steps(profile.change(num_fewshot={}), store).scores(None, "target").params
+
+
+def test_examples_of_a_target_come_from_the_train_split_and_are_never_scored(monkeypatch):
+    """GSM8K as lm-eval defines it, on made-up items: five of the train split in front of each of the test split."""
+    import datasets
+
+    from cfutils.data import benchmarks, task_index
+
+    splits = {
+        split: datasets.Dataset.from_list(
+            [{"question": f"{split} question {i}", "answer": f"So it is.\n#### {i}"} for i in range(8)]
+        )
+        for split in ("train", "test")
+    }
+    monkeypatch.setattr(datasets, "load_dataset", lambda **_: datasets.DatasetDict(splits))
+    task_index._fetched.cache_clear()
+    task = benchmarks.lm_eval_task("gsm8k", hub=True, n_examples=5)
+    task_index._fetched.cache_clear()
+    for doc in task.eval_docs:
+        text = task.fewshot_context(doc, task.config.num_fewshot)
+        assert text.count("train question") == 5 and text.count("test question") == 1
+        assert text.endswith(f"Question: {doc['question']}\nAnswer:")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [({"gsm7k": 5}, "gsm7k is not among the retained tasks"), ({"gsm8k": 5, "piqa": 1}, None)],
+)
+def test_num_fewshot_names_retained_tasks_and_those_of_the_target(store, given, said):
+    steps = Steps(profiles.load("olmo-1b", num_fewshot=given), store)
+    if said is None:
+        return steps.check()
+    with pytest.raises(UserError, match=said):
+        steps.check()
+
+
+def test_a_task_whose_library_is_missing_is_refused_with_the_command(monkeypatch, store):
+    from cfutils.data import task_index
+
+    monkeypatch.setattr(task_index, "_is_there", lambda package: package != "math_verify")
+    with pytest.raises(UserError, match=r"minerva_math500.*math_verify is missing: pip install 'lm_eval\[math\]'"):
+        Steps(profiles.load("olmo-1b", retained=["piqa", "minerva_math500"]), store).check()

@@ -72,7 +72,7 @@ def measure(
             if own_tasks.is_own(name):
                 _refuse_long(name, found[:, 1], context)
                 label += f" ({items:,} items)"
-        names.append(f"{label} (a group: {len(tasks)} tasks, each counts as one)" if len(tasks) > 1 else label)
+        names.append(f"{label} (a group: {len(tasks)} tasks, counts as one)" if len(tasks) > 1 else label)
     return Kept(len(costs), float(np.mean(costs)), cap, tuple(names))
 
 

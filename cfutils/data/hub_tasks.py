@@ -1,8 +1,7 @@
-"""What some of lm-eval's tasks need of the hub beyond their own definitions: data that moved, terms to accept."""
+"""What some of lm-eval's tasks need of the hub beyond their own definitions: data that moved."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 
@@ -20,24 +19,3 @@ MOVED: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 """What replaces parts of a task's definition, by name."""
-GATED = ("Idavidrein/gpqa",)
-"""Data sets whose terms must be accepted on the hub, once for an account."""
-
-
-def access(definition: Mapping[str, Any]) -> str | None:
-    """Return why the items of a task cannot be fetched by this user, with the fix, if that is known without fetching.
-
-    Looks for a token of the hub where the data are gated; whether its account has accepted the terms, the hub alone
-    knows.
-    """
-    name = definition.get("dataset_path")
-    if name not in GATED:
-        return None
-    from huggingface_hub import get_token
-
-    if get_token():
-        return None
-    return (
-        f"its items are gated: accept the terms at https://huggingface.co/datasets/{name}, then set HF_TOKEN or run "
-        "`hf auth login`"
-    )

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import ast
+import copy
 import difflib
 import functools
+import importlib.util
 import json
 import logging
-from collections.abc import Iterator
+import random
+import re
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cfutils import atomic, paths
+from cfutils.data import hub_tasks
 from cfutils.errors import UserError, invalid_value
 from cfutils.events import say
 
@@ -22,6 +30,8 @@ OUTPUT_TYPES = ("multiple_choice", "generate_until", "loglikelihood")
 """Kinds of requests that are scored; the other one, loglikelihood_rolling, has no metric of a single item."""
 WITHOUT_ITEMS = {"f1", "mcc", "matthews_corrcoef", "bleu", "chrf", "ter", "brier_score", "likelihood"}
 """Metrics of a whole data set, which have no value for a single item."""
+OTHER_SAMPLING = {"top_k", "min_p", "typical_p", "repetition_penalty", "presence_penalty", "num_beams"}
+"""Settings of sampled answers that the suite's engines do not have."""
 FEWSHOT_SEED = 1234
 """lm-eval's default seed of the choice of examples."""
 
@@ -91,7 +101,7 @@ def _members(name: str, overrides: dict[str, Any]) -> Iterator[tuple[str, dict[s
     if entry.kind.name == "GROUP":
         yield from _group(name, found, overrides)
     else:
-        yield name, {**found, **overrides}
+        yield name, {**found, **hub_tasks.MOVED.get(name, {}), **overrides}
 
 
 def _group(
@@ -125,18 +135,35 @@ def _group_fields() -> set[str]:
 def load(name: str) -> dict[str, Any]:
     """Return the task of a name, or all tasks of a group or tag, by name, with their data from the hub.
 
-    Raises `UserError` if these cannot be fetched, or a library that the task imports is missing.
+    A process fetches them once (MMLU has 57 configurations, each of which takes requests), and gets copies, whose
+    settings may be changed. Raises `UserError` if they cannot be fetched, or a library that a task imports is missing.
     """
+    found = {}
+    for one, task in _fetched(name, entries()[name].yaml_path).items():
+        found[one] = copy.copy(task)
+        found[one]._config = copy.copy(task.config)
+    return found
+
+
+@functools.lru_cache(maxsize=64)
+def _fetched(name: str, path: Path | None) -> dict[str, Any]:
     from lm_eval.tasks import TaskManager
+    from lm_eval.tasks._yaml_loader import load_yaml
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # warnings about fields of the definitions
     manager = TaskManager(include_defaults=False)
     manager.task_index.update(entries())
+    moved = hub_tasks.MOVED.get(name)
+    asked = {**load_yaml(path), **moved} if moved else name
+    state = random.getstate()
+    random.seed(0)  # GPQA's choices are shuffled as they are loaded; lm-eval's own runs seed this generator with 0
     try:
-        return manager.load([name])["tasks"]
+        return manager.load([asked])["tasks"]
     except (OSError, ImportError) as error:
         said = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(f"the items of {name} cannot be loaded from the hub: {said}") from error
+    finally:
+        random.setstate(state)
 
 
 def refusal(found: dict[str, Any]) -> str | None:
@@ -151,13 +178,62 @@ def refusal(found: dict[str, Any]) -> str | None:
     if found.get("doc_to_image") or found.get("doc_to_audio"):
         return "its items are not text alone"
     settings = found.get("generation_kwargs") or {}
-    warm = float(settings.get("temperature") or 0) > 0 and settings.get("do_sample") is not False
-    if kind == "generate_until" and (settings.get("do_sample") or warm):
-        return "it samples its answers (do_sample); only greedy answers are scored"
+    if kind == "generate_until" and sampling(settings)[0] and (others := sorted(OTHER_SAMPLING & settings.keys())):
+        return f"it samples its answers with {', '.join(others)}; known are temperature and top_p"
     metrics = [str(one.get("metric")) for one in found.get("metric_list") or []]
     if metrics and set(metrics) <= WITHOUT_ITEMS:
         return f"its metrics ({', '.join(metrics)}) have no value for a single item"
     return None
+
+
+def sampling(settings: Mapping[str, Any]) -> tuple[float, float]:
+    """Return temperature and top-p of the answers of a task, from its generation_kwargs; temperature 0 is greedy."""
+    temperature = settings.get("temperature")
+    if settings.get("do_sample") is False or (temperature is None and not settings.get("do_sample")):
+        return 0.0, 1.0
+    return float(1.0 if temperature is None else temperature), float(settings.get("top_p") or 1.0)
+
+
+def missing_modules(found: dict[str, Any]) -> str | None:
+    """Return what to install for the functions of a task, None if all that they import is there."""
+    paths_ = {value.rpartition(".")[0] for value in _texts(found) if value.startswith(str(folder()))}
+    lacking = sorted({one for path in paths_ for one in _imports(f"{path}.py") if not _is_there(one)})
+    return f"{', '.join(lacking)} is missing: {'; '.join(_install(one) for one in lacking)}" if lacking else None
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from _texts(one)
+
+
+@functools.cache
+def _imports(file: str) -> frozenset[str]:
+    """Return the packages that a file's functions import."""
+    path = Path(file)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of escapes in their texts
+        nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8")))) if path.is_file() else []
+    named = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    named |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level}
+    packages = {name.partition(".")[0] for name in named}
+    return frozenset(one for one in packages if not (path.parent / f"{one}.py").exists())  # beside it: lm-eval's own
+
+
+@functools.cache
+def _is_there(package: str) -> bool:
+    return package in sys.stdlib_module_names or importlib.util.find_spec(package) is not None
+
+
+def _install(package: str) -> str:
+    """Return the command that installs a package: the extra of lm-eval that has it, where one has."""
+    for requirement in metadata.requires("lm_eval") or ():
+        name, _, extra = requirement.partition("extra ==")
+        if extra and re.sub(r"[-_.]+", "_", name).lower().startswith(package.lower()):
+            return f"pip install 'lm_eval[{extra.strip(chr(39) + chr(34) + ' ')}]'"
+    return f"pip install {package.replace('_', '-')}"
 
 
 def fewshot_refusal(found: dict[str, Any], n: int) -> str | None:

@@ -49,6 +49,8 @@ class Item:
     text is the answer."""
     right: Callable[[Any], bool]
     """Whether what was read is right."""
+    gold: str | None = None
+    """What a right answer has in its box, where a rule reads it."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ class Rule:
 
     wanted: str
     """What is asked for."""
+    gold: str
+    """What a right answer has in its box."""
     extract: Callable[[str], Any]
     right: Callable[[Any], bool]
 
@@ -102,7 +106,7 @@ def _ruled(name: str, task: Any, index: int, doc: dict, make: Callable[..., Rule
     except (KeyError, ValueError) as error:
         raise UserError(f"item {index} of {name} has no right answer that can be read: {error}") from error
     asked = f"{CUE.sub('', prompt)}\n\n{ASKED.format(rule.wanted)}"
-    return Item(task=name, id=str(index), prompt=asked, extract=rule.extract, right=rule.right)
+    return Item(task=name, id=str(index), prompt=asked, extract=rule.extract, right=rule.right, gold=rule.gold)
 
 
 def _kind(name: str, task: Any, docs: list[tuple[int, dict]]) -> Callable[..., Rule] | None:
@@ -136,7 +140,7 @@ def _choices(labels: list[str], gold: str, prompt: str) -> Rule:
     letters = all(len(one) == 1 for one in labels)
     wanted = "the letter of your choice" if letters else f"your answer ({', '.join(labels)})"
     options = {one: _option(one, prompt) if letters else "" for one in labels}
-    return Rule(wanted, functools.partial(extraction.choice, options=options), lambda said: said == gold)
+    return Rule(wanted, gold, functools.partial(extraction.choice, options=options), lambda said: said == gold)
 
 
 def _option(letter: str, prompt: str) -> str:
@@ -157,14 +161,14 @@ def _integer(task: Any, doc: dict, prompt: str) -> Rule:
 def _equal(wanted: str, extract: Callable[[str], Any], gold: Any) -> Rule:
     if gold is None:
         raise ValueError("its answer is no number")
-    return Rule(wanted, extract, lambda said: said == gold)
+    return Rule(wanted, str(gold), extract, lambda said: said == gold)
 
 
 def _expression(task: Any, doc: dict, prompt: str) -> Rule:
     gold = extraction.boxed(doc["solution"])
     if gold is None:
         raise ValueError("its solution has no box")
-    return Rule("your final answer", extraction.expression, functools.partial(extraction.equivalent, gold))
+    return Rule("your final answer", gold, extraction.expression, functools.partial(extraction.equivalent, gold))
 
 
 RULES: dict[str, Callable[..., Rule]] = {

@@ -15,6 +15,7 @@ Metrics of an item, each a mean over its answers but pass@k:
 | `ended` | the thought ends within its budget |
 | `thought_tokens` | tokens up to the first `</think>`, or to the budget |
 | `acc_cut` | answered right with the thought cut off |
+| `bpb_gold` | bits per byte of the right answer: of a skill with its thought, else in a box with the thought cut off |
 | `answered` | an answer was found, right or wrong, where the task's are read by a rule (`answer_items`) |
 
 pass@k is the unbiased estimator of Chen et al. (arXiv 2107.03374, equation 1).
@@ -103,8 +104,8 @@ def score(
     """Answer items by task with a loaded model; return the items frame, and the answers.
 
     folder: with its tokenizer and generation configuration.
-    gold: whether bits per byte of right responses, thought and answer, stand beside the answers (`bpb_gold`); these
-        are known for skills.
+    gold: whether bits per byte of right answers stand beside the answers (`bpb_gold`): of a skill those of thought and
+        answer, of a task that a rule reads those of the answer in a box, with the thought cut off.
     """
     tokenizer = tokenizers.load_tokenizer(folder, trust_remote_code=execution.trust_remote_code)
     temperature, top_p = own_sampling(folder)
@@ -124,6 +125,8 @@ def score(
     for name, own in items.items():
         if gold and name in skills.skills():
             frames.append(_gold(model, tokenizer, name, own, group, execution.pass_tokens))
+        elif gold and own[0].gold is not None:
+            frames.append(_boxed(model, tokenizer, own, group, execution.pass_tokens))
     return pd.concat(frames, ignore_index=True), said
 
 
@@ -152,6 +155,25 @@ def _gold(
         rows.append(
             [group, name, "bpb_gold", item.id, found.nll.sum() / (size * math.log(2)), float(size)]
         )
+    return pd.DataFrame(rows, columns=ITEM)
+
+
+def _boxed(
+    model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, items: Seq[Item], group: str, limit: int
+) -> pd.DataFrame:
+    """Return bits per byte of right answers in a box, behind a thought that was cut off."""
+    closed = tokenizer(chat.closing(tokenizer), add_special_tokens=False)["input_ids"]
+    sequences, sizes = [], []
+    for item in items:
+        text = f"\\boxed{{{item.gold}}}"
+        head = (*prompt_ids(tokenizer, item.prompt, chat_template=True), *closed)
+        sequences.append(Sequence((*head, *tokenizer(text, add_special_tokens=False)["input_ids"]), first=len(head)))
+        sizes.append(len(text.encode()))
+    scored = token_scores.score(model, None, sequences, limit=limit)
+    rows = [
+        [group, item.task, "bpb_gold", item.id, one.nll.sum() / (size * math.log(2)), float(size)]
+        for item, one, size in zip(items, scored, sizes, strict=True)
+    ]
     return pd.DataFrame(rows, columns=ITEM)
 
 

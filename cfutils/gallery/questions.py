@@ -35,9 +35,11 @@ def texts(profile: Profile, items: Iterable[tuple[str, str]], *, scored_here: bo
             reasons.append(why)
         else:
             tasks = benchmarks.lm_eval_tasks(name, benchmarks=profile.benchmarks, num_fewshot=profile.num_fewshot)
-            for task, loaded in tasks.items():
-                docs = loaded.eval_docs
-                found |= {(task, item): _text(loaded, docs[int(item)]) for item in wanted.get(task, ())}
+            group = name if len(tasks) > 1 else None  # whose tasks' items are named TASK:ITEM
+            for item in wanted.get(group or next(iter(tasks)), ()):
+                task, _, index = item.rpartition(":")
+                loaded = tasks[task] if group else next(iter(tasks.values()))
+                found[group or next(iter(tasks)), item] = _text(loaded, loaded.eval_docs[int(index)])
     missing = [task for task, own in wanted.items() if (task, own[0]) not in found]
     why = "; ".join(dict.fromkeys(reasons))
     return found, [f"The questions of {', '.join(missing)} are not shown: {why}."] if missing else []

@@ -7,6 +7,7 @@ and every record says so. Importing this module loads nothing heavy.
 from __future__ import annotations
 
 import functools
+import json
 import re
 import shutil
 from dataclasses import dataclass
@@ -234,3 +235,9 @@ def licence(base: str, revision: str | None = None) -> str | None:
 def weight_bytes(folder: Path) -> int:
     """Return the size of a folder's safetensors, in bytes."""
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def sizes(folder: Path) -> tuple[int, int]:
+    """Return the width of a folder's model and the size of its vocabulary."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return config["hidden_size"], config["vocab_size"]

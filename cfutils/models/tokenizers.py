@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,12 +11,30 @@ from cfutils.errors import UserError, invalid_value
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+BYTES = "ByteLevel"
+"""Name of the pre-tokenizer that turns texts into bytes."""
+
 
 def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a model folder."""
-    from transformers import AutoTokenizer
+    """Load the tokenizer of a model folder.
 
-    return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    transformers 5 puts Llama 2's pre-tokenizer into whatever names the class LlamaTokenizer, which takes white space
+    out of texts of byte-level tokenizers such as R1-Distill-Llama's; it knows those by hub id, which a folder lacks
+    (huggingface/transformers#45488, #47017). They are loaded as their tokenizer.json has them.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend and BYTES not in str(backend.pre_tokenizer) and _splits_bytes(Path(path) / "tokenizer.json"):
+        return PreTrainedTokenizerFast.from_pretrained(path)
+    return tokenizer
+
+
+def _splits_bytes(file: Path) -> bool:
+    """Whether a tokenizer.json states a byte-level pre-tokenizer."""
+    stated = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return BYTES in json.dumps(stated.get("pre_tokenizer"))
 
 
 def start_token(tokenizer: PreTrainedTokenizerBase, explicit: str | None) -> int:

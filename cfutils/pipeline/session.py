@@ -51,12 +51,19 @@ class Session:
             self._splits[key] = compute()
         return self._splits[key]
 
-    def model(self, folder: Path, dtype: str) -> PreTrainedModel:
-        """Return a model; the least recently used one leaves where there are more than `MODELS`."""
+    def model(self, folder: Path, dtype: str, *, answers: bool = False) -> PreTrainedModel:
+        """Return a model; the least recently used one leaves where there are more than `MODELS`.
+
+        answers: it is going to answer, on a GPU in vLLM, which needs the memory of all others: they leave first.
+        """
+        import torch
+
         from cfutils.models import loading
 
         self._close_engine()
         model = self._models.pop((folder, dtype), None)
+        if answers and self.execution.engine == "vllm" and torch.cuda.is_available():
+            self.release()
         if model is None:
             while len(self._models) >= MODELS:
                 self._models.pop(next(iter(self._models)))

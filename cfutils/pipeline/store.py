@@ -17,21 +17,19 @@ import os
 import shutil
 import time
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
-
-from cfutils import atomic, paths, progress
+from cfutils import paths, progress
 from cfutils.digests import digest, file_digest
 from cfutils.errors import UserError, disk_full
 from cfutils.events import emit, say
-from cfutils.pipeline import provenance
+from cfutils.pipeline import integrity, locks, provenance
 from cfutils.pipeline.builder import Builder, Needs
+from cfutils.pipeline.rebuild import Rebuild
 from cfutils.pipeline.results import Shipped
-from cfutils.units import size
+from cfutils.units import duration, size
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -83,6 +81,8 @@ class Step:
     """Where things are on this machine: parameters of the builder that decide no content."""
     weight_bytes: int = 0
     """Roughly how much disk the artifact takes, for the check before the work."""
+    work_bytes: int = 0
+    """Roughly how much more its work folder takes until it is done."""
 
     @property
     def kind(self) -> str:
@@ -111,30 +111,6 @@ class Step:
         yield self
 
 
-@dataclass(frozen=True)
-class Rebuild:
-    """What is to be built again although it is there: `cfutils run --rebuild` and `--rebuild-changed`."""
-
-    before: float = 0.0
-    """Only what was finished before this time (seconds since the epoch): the start of the run."""
-    changed: frozenset[str] | None = None
-    """Only what differs from the present in one of these ("code", "versions"); None: all of it."""
-
-    @classmethod
-    def from_environment(cls) -> Rebuild:
-        """Read what the batch runner has put into CFUTILS_REBUILD: a time, and perhaps kinds of change."""
-        before, _, changed = os.environ.get("CFUTILS_REBUILD", "0").partition(":")
-        return cls(float(before), frozenset(changed.split(",")) if changed else None)
-
-    def wants(self, record: Mapping[str, Any], changes: set[str]) -> bool:
-        """Whether an artifact, changed in these things since it was made, is to be built again."""
-        changed = self.changed is None or bool(self.changed & changes)
-        return record["finished"] < self.before and changed
-
-    def __str__(self) -> str:
-        return f"{self.before:.2f}" + (f":{','.join(sorted(self.changed))}" if self.changed else "")
-
-
 class Store:
     """The artifacts of one machine, below one folder, and the shipped results beneath them."""
 
@@ -150,11 +126,17 @@ class Store:
         return self.folder / step.kind / step.key
 
     def find(self, step: Step) -> Artifact | None:
-        """Return the artifact to read from, here or shipped; None if it is missing, or to be built again."""
-        return self.find_here(step) or self._find_shipped(step)
+        """Return the artifact to read from, here or shipped; None if it is missing, or to be built again.
+
+        Of a run whose weights were pruned record, notes and log can be read.
+        """
+        return self._find(step) or self._find_shipped(step)
 
     def find_here(self, step: Step) -> Artifact | None:
-        """Return the artifact to build from: whatever is built is built from artifacts of this machine."""
+        """Return the artifact to build from: of this machine, and with its weights, if it has any."""
+        return None if integrity.is_pruned(self.place(step)) else self._find(step)
+
+    def _find(self, step: Step) -> Artifact | None:
         if step.key not in self._sound:
             artifact = self._read(step)
             if artifact is None or self._is_stale(step):
@@ -203,38 +185,13 @@ class Store:
             return None
         try:
             record = json.loads((place / "record.json").read_text(encoding="utf-8"))
-            damaged = self._damaged(place, record["files"])
+            damaged = integrity.damaged(place, record["files"])
         except (OSError, ValueError, KeyError) as error:
             record, damaged = {}, [f"record.json ({error})"]
         if damaged:
             say(f"damaged: {step.label or step.kind} {step.key}: {', '.join(damaged)}; built again")
             return None
         return Artifact(step.kind, step.key, record, path=place)
-
-    def _damaged(self, place: Path, files: dict[str, dict[str, Any]]) -> list[str]:
-        """Return the files whose content is not what the record states.
-
-        A digest is computed once for each state of a file (size and time of change, kept beside the
-        artifact); computing it at each call would read gigabytes to redraw a figure.
-        """
-        note = place.with_name(f".checked-{place.name}")
-        try:
-            checked = json.loads(note.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            checked = {}
-        wrong, states = [], {}
-        for name, stated in files.items():
-            path = place / name
-            if not path.is_file() or path.stat().st_size != stated["bytes"]:
-                wrong.append(name)
-                continue
-            states[name] = [path.stat().st_mtime_ns, stated["sha256"]]
-            if states[name] != checked.get(name) and file_digest(path) != stated["sha256"]:
-                wrong.append(name)
-        if not wrong and states != checked:
-            with suppress(FileNotFoundError):  # another process has just written the same
-                atomic.write_text(note, json.dumps(states))
-        return wrong
 
     def ensure(self, step: Step, session: Session) -> Artifact:
         """Return the artifact to read from, building it and whatever it needs if it is neither here nor shipped.
@@ -253,9 +210,12 @@ class Store:
         self.check_disk([step])
         place = self.place(step)
         place.parent.mkdir(parents=True, exist_ok=True)
-        with self._lock(step):
+        with locks.hold(place.with_name(f".lock-{step.key}"), f"{step.kind} {step.label}"):
             if artifact := self.find_here(step):  # built by another process while this one waited
                 return self._reuse(step, artifact)
+            if integrity.is_pruned(place) and (record := self.record(step)):
+                seconds = duration(record["seconds"])
+                say(f"pruned: the weights of {step.label} are needed and built again, which took {seconds} before")
             shutil.rmtree(place, ignore_errors=True)
             try:
                 return self._build(step, place, needs, session)
@@ -274,12 +234,16 @@ class Store:
         )  # fmt: skip
         return artifact
 
+    def work_on(self, step: Step, needs: Needs, session: Session) -> tuple[Path, dict[str, Any]]:
+        """Run a step's builder in its work folder; return the folder and the builder's notes."""
+        work = self.place(step).with_name(f".work-{step.key}")
+        work.mkdir(parents=True, exist_ok=True)
+        return work, step.builder.build(work, needs, {**step.params, **step.local}, session) or {}
+
     def _build(self, step: Step, place: Path, needs: Needs, session: Session) -> Artifact:
-        work = place.with_name(f".work-{step.key}")
-        work.mkdir(exist_ok=True)
         started, clock = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), time.monotonic()
         with progress.task(step.label or step.kind):
-            notes = step.builder.build(work, needs, {**step.params, **step.local}, session) or {}
+            work, notes = self.work_on(step, needs, session)
         seconds = time.monotonic() - clock
         files = sorted(
             path for path in work.rglob("*") if path.is_file() and path.name != "record.json"
@@ -314,13 +278,15 @@ class Store:
         self._sound[step.key] = Artifact(step.kind, step.key, record, path=place)
         return self._sound[step.key]
 
-    def _lock(self, step: Step) -> FileLock:
-        lock = FileLock(self.place(step).with_name(f".lock-{step.key}"))
-        try:
-            return lock.acquire(timeout=0)
-        except Timeout:
-            say(f"wait: another process builds {step.kind} {step.label}")
-            return lock.acquire()
+    def prune(self, step: Step) -> int:
+        """Remove the weights of a run that is here; return the bytes freed, 0 where another process is at work on it.
+
+        Record and log stay, and scores made from it stand; what needs the weights again builds them again.
+        """
+        place = self.place(step)
+        if not (place / "record.json").is_file():
+            return 0
+        return integrity.prune_unless_busy(place, place.with_name(f".lock-{step.key}"))
 
     def missing(self, steps: Iterable[Step]) -> list[Step]:
         """Return what must be built for these steps, deepest first: nothing upstream of what is there."""
@@ -337,17 +303,22 @@ class Store:
                 visit(step)
         return list(found.values())
 
-    def check_disk(self, steps: Iterable[Step]) -> None:
+    def check_disk(self, steps: Iterable[Step], need: int | None = None) -> None:
         """Raise `UserError` if the disk cannot hold what is missing for these steps.
 
-        Three times the largest is added for the checkpoint (weights and two moments) beside it.
+        need: the most that weights take at one time, where some are pruned (`pruning.peak_bytes`); None: all of them.
+        Three times the largest is added for the checkpoint (weights and two moments) beside it, and the largest of
+        the files that a step keeps while it works.
         """
-        sizes = [step.weight_bytes for step in self.missing(steps)]
-        need = sum(sizes) + 3 * max(sizes, default=0)
+        missing = self.missing(steps)
+        sizes = [step.weight_bytes for step in missing]
+        need = sum(sizes) if need is None else need
+        need += 3 * max(sizes, default=0) + max((step.work_bytes for step in missing), default=0)
         self.folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.folder).free
         if need > free:
             raise UserError(
                 f"disk too full: about {size(need)} are needed below {self.folder}, {size(free)} are free. Free some "
-                "space, run `cfutils clean`, or set CFUTILS_RUNS to a folder on a larger disk."
+                "space, run `cfutils clean`, set keep_weights to last, or set CFUTILS_RUNS to a folder on a larger "
+                "disk."
             )

@@ -102,7 +102,7 @@ def peak(step: Any, set_: Setting) -> Parts:
             return answering(set_, asked, tokens=sum(one.tokens * n for one, n in asked))
         case "target" | "validation":
             n = step.params.get("n_heldout") or step.params["n_validation"]
-            asked = [(set_.target.task, step.params["n_generate"])] if set_.target.task else []
+            asked = [(task, step.params["n_generate"]) for task in set_.target.tasks]
             return answering(set_, asked, tokens=n * set_.target.tokens)
         case "entropy":
             return scoring(set_, tokens=step.needs["samples"].params["n"] * set_.sample)

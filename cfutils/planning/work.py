@@ -247,9 +247,9 @@ def _target(params: Any, set_: Setting, step: Any) -> Work:
     n = params.get("n_heldout") or params["n_validation"]
     responses = Task(items=n, tokens=one.tokens, scored=one.supervised)
     asked = [(responses, float(n))]
-    if one.task is not None:
-        answered = one.task.generates or p.think_budget is not None
-        asked.append((replace(one.task, generates=answered), float(params["n_generate"] if answered else n)))
+    for task in one.tasks:
+        answered = task.generates or p.think_budget is not None
+        asked.append((replace(task, generates=answered), float(params["n_generate"] if answered else n)))
     return _scored(asked, set_)
 
 

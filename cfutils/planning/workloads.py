@@ -53,7 +53,7 @@ class Target:
     """Mean tokens of an item that carry loss."""
     spread: float = 0.3
     """Standard deviation of the tokens of an item, as a share of their mean."""
-    task: Task | None
+    tasks: tuple[Task, ...] = ()
     """What scores it beside the likelihood of responses."""
     assumed: bool = False
 
@@ -93,9 +93,8 @@ def target(profile: Profile) -> Target:
     """Return what a profile is tuned on; of data of one's own the lengths are measured in characters."""
     row = dict(_table()["targets"].get(profile.target) or {})
     if row:
-        scored = row.pop("task", profile.target)
-        task = _task(scored, profile.benchmarks)
-        return Target(**_cut(row, profile.max_length), task=task)
+        scored = tuple(_task(name, profile.benchmarks) for name in targets.TARGETS[profile.target].tasks)
+        return Target(**_cut(row, profile.max_length), tasks=scored)
     try:
         items = targets.own(profile.target, profile.columns).examples
         lengths = [((len(e.prompt) + len(e.response)) / CHARACTERS, len(e.response) / CHARACTERS) for e in items]
@@ -104,7 +103,7 @@ def target(profile: Profile) -> Target:
     except (ImportError, OSError):  # data on the hub, without a network
         share = _table()["unknown target"]
         tokens, supervised = (profile.max_length * share[name] for name in ("tokens", "supervised"))
-    return Target(tokens=tokens + 2, supervised=supervised + 1, task=None, assumed=True)
+    return Target(tokens=tokens + 2, supervised=supervised + 1, assumed=True)
 
 
 def _cut(row: dict[str, Any], longest: int) -> dict[str, Any]:

@@ -21,12 +21,14 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from cfutils import atomic, display, paths, progress
-from cfutils.data import assets
+from cfutils.data import assets, hub_access
 from cfutils.errors import UserError
 from cfutils.events import say
+from cfutils.pipeline import ray_cluster
 from cfutils.pipeline.results import Shipped
 from cfutils.pipeline.steps import Steps
 from cfutils.pipeline.store import Rebuild, Step
+from cfutils.profiles import Profile
 from cfutils.progress import Advance
 from cfutils.runner import fresh, plan
 from cfutils.runner.ahead import Ahead
@@ -97,11 +99,13 @@ def run(
     *,
     rebuild: bool = False,
     rebuild_changed: Iterable[str] | None = None,
+    ray: str | None = None,
 ) -> int:
     """Execute notebooks in order; return the exit code.
 
     `rebuild` builds again what is there and ignores shipped results; `rebuild_changed` ("code", "versions")
-    only what differs from the present in these, and what depends on it.
+    only what differs from the present in these, and what depends on it. `ray` is the address of a cluster that
+    builds (`ray_cluster`).
     0 if all are good, 1 if some failed, 130 if interrupted. Raises `UserError` before any runs.
     """
     jobs = prepare(profile, names, given)
@@ -112,10 +116,10 @@ def run(
         needs = _make_ready(jobs)
         folder = paths.runs() / "notebooks" / jobs[0].profile.name
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock", timeout=0):
+        with FileLock(folder / ".lock", timeout=0), ray_cluster.use(ray):
             if store_of(jobs[0].profile).missing(step for tops in needs for step in tops):
                 rows = (row for job in jobs for row in plan.plan(job.profile, job.notebook.studies))
-                say(plan.outlook(rows, workers=jobs[0].profile.workers))
+                say(plan.outlook(rows, workers=_at_once(jobs[0].profile)))
             code, results = _run(jobs, needs, folder)
     except Timeout:
         raise UserError(f"a run of profile {profile} is under way: wait") from None
@@ -130,21 +134,32 @@ def run(
     return code
 
 
+def _at_once(profile: Profile) -> int:
+    """Return how many steps are built at a time. Raises `UserError` for a cluster that cannot build them."""
+    if ray_cluster.wanted():
+        return ray_cluster.Cluster(paths.runs(), profile.execution, profile.workers).at_once
+    return profile.workers
+
+
 def _make_ready(jobs: Sequence[Job]) -> list[list[Step]]:
     """Refuse bad bases, targets, tasks and full disks, and fetch data packages, before hours are spent.
 
     Returns the steps that each notebook reads.
     """
     store = store_of(jobs[0].profile)
-    needs, packages = [job.reads(store) for job in jobs], {}
+    needs, packages, hub = [job.reads(store) for job in jobs], {}, {}
     for job, tops in zip(jobs, needs, strict=True):
         if store.missing(tops):
             steps = Steps(job.profile, store)
             steps.check()
+            hub.update(dict.fromkeys(steps.on_hub()))
             packages |= dict.fromkeys(steps.assets())
+    hub_access.check(hub)
     for name in packages:
         assets.folder(name)
-    store.check_disk([step for tops in needs for step in tops])
+    from cfutils.studies import check_disk  # and pandas, which `cfutils list` does without
+
+    check_disk(jobs[0].profile, store, [step for tops in needs for step in tops])
     return needs
 
 
@@ -155,7 +170,7 @@ def _run(jobs: Sequence[Job], needs: list[list[Step]], folder: Path) -> tuple[in
     lost: dict[str, str] = {}  # number -> name, of notebooks that did not come to a good end
     code = 0
     profile = jobs[0].profile
-    side_by_side = profile.workers > 1
+    side_by_side = profile.workers > 1 or ray_cluster.wanted()
     ahead = Ahead(needs, profile, store_of(profile), say) if side_by_side else None
     try:
         with ahead or nullcontext():

@@ -58,7 +58,7 @@ def test_a_group_on_the_hub_is_as_many_tasks_as_it_has(
         task.set_config("num_fewshot", 0)
     monkeypatch.setattr(task_index, "load", lambda name: made)
     found = measure(tiny_profile, tokenizer, "sum", "mmlu")
-    assert found.tasks == 3 and found.names == ("sum", "mmlu (a group: 2 tasks, each counts as one)")
+    assert found.tasks == 3 and found.names == ("sum", "mmlu (a group: 2 tasks, counts as one)")
 
 
 def test_an_answer_may_be_as_long_as_the_users_own_task_says(tiny_profile, tokenizer, write, tmp_path, monkeypatch):

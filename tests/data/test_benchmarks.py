@@ -52,7 +52,7 @@ def test_a_name_that_the_package_does_not_hold_is_one_of_lm_evals(lm_eval_index,
     assert [benchmarks.source(n, "package") for n in names] == ["package", "skill", "hub", "hub"]
     assert {benchmarks.source(n, "hub") for n in names} == {"hub"}
     check(names)
-    assert benchmarks.items_digest(["sum", "mmlu", "gsm8k"], "package") == f"hub world:{skills.world_digest()}"
+    assert benchmarks.items_digest(["sum", "mmlu", "gsm8k"], "package") == f"hub:grouped world:{skills.world_digest()}"
     loaded = {"one": benchmarks.lm_eval_task("sciq", docs=[sciq(0)]), "two": benchmarks.lm_eval_task("sum")}
     monkeypatch.setattr(task_index, "load", lambda name: loaded if name == "mmlu" else pytest.fail(name))
     assert benchmarks.lm_eval_tasks("mmlu", benchmarks="package", num_fewshot={}) == loaded
@@ -85,7 +85,7 @@ def test_files_stand_beside_tasks_under_their_own_name(lm_eval_index, write, sou
     (task,) = benchmarks.lm_eval_tasks(names[0], benchmarks=source, num_fewshot={}).values()
     assert task.config.task == "mine" and task.config.num_fewshot == 0 and len(task.eval_docs) == 3
     one = benchmarks.items_digest(names, source)
-    assert one.split()[0].startswith("file:mine.jsonl:") and one.split()[1] == "hub"
+    assert one.split()[0].startswith("file:mine.jsonl:") and one.split()[1] == "hub:grouped"
     write("mine.jsonl", answer="c")
     assert benchmarks.items_digest(names, source) != one
 
@@ -133,7 +133,7 @@ def test_the_digest_of_items_follows_what_decides_them(monkeypatch):
     monkeypatch.setattr(skills, "world_digest", lambda: "another")
     assert benchmarks.items_digest(["sum"], "package") == "world:another"
     assert benchmarks.items_digest(["hellaswag"], "package") in one
-    assert benchmarks.items_digest(names, "hub") == "hub"
+    assert benchmarks.items_digest(names, "hub") == "hub:grouped"
 
 
 def sciq(i):

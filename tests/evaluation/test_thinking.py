@@ -248,6 +248,22 @@ def test_a_model_answers_and_its_right_responses_are_scored(folder):
     assert gold["value"] == pytest.approx(bits.item() / gold["weight"], rel=1e-4)
 
 
+def test_a_right_answer_that_a_rule_reads_is_scored_in_a_box_behind_a_thought_that_was_cut_off(folder):
+    model, tokenizer = loading.load(folder, dtype="float32"), tokenizers.load_tokenizer(folder)
+    item = answer_items.Item(task="sums", id="3", prompt="6 * 7?", extract=str, right=lambda said: False, gold="42")
+    frame, _ = thinking.score(model, folder, {"sums": [item]}, HOW, EXECUTION, group="retained")
+    ids = tokenizer(
+        "<|start|><|user|>6 * 7?<|assistant|><think></think>", add_special_tokens=False, return_tensors="pt"
+    )["input_ids"]
+    tail = tokenizer("\\boxed{42}", add_special_tokens=False, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        logs = model(torch.cat([ids, tail], 1)).logits[0, ids.shape[1] - 1 : -1].log_softmax(-1)
+    bits = -logs.gather(1, tail[0, :, None]).sum() / torch.log(torch.tensor(2.0))
+    gold = frame.set_index("metric").loc["bpb_gold"]
+    assert gold["weight"] == len("\\boxed{42}")
+    assert gold["value"] == pytest.approx(bits.item() / gold["weight"], rel=1e-4)
+
+
 def test_retained_tasks_of_a_base_that_thinks(folder, tmp_path):
     """Skills by generation, whatever they are for other bases; answers are kept."""
     model = loading.load(folder, dtype="float32")

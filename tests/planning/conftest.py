@@ -32,7 +32,7 @@ def setting(shape, device):
     """The tiny profile's settings on that shape: target items of 10 tokens, 4 of which carry loss."""
     profile = profiles.load("tiny", pass_tokens=64, batch_size=4, autocast=True)
     found = Setting.of(profile, shape, device)
-    target = workloads.Target(tokens=10.0, supervised=4.0, spread=0.0, task=None)
+    target = workloads.Target(tokens=10.0, supervised=4.0, spread=0.0)
     return replace(found, target=target)
 
 

@@ -46,5 +46,5 @@ def healed(work: Path, needs: Needs, params: dict[str, Any], session: Session) -
     return {**notes, "about": f"{needs['base'].notes['about']}; {about}"}
 
 
-BASE = Builder("base", version=1, build=base)
+BASE = Builder("base", version=1, build=base, gpus="none")
 HEALED = Builder("healed", version=1, build=healed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,14 +32,14 @@ def samples(work: Path, needs: Needs, params: dict[str, Any], session: Session) 
         prompts = inputs.prompts(n) if source == "contextual" else [(inputs.start,)] * n
     stop = tokenizers.end_tokens(inputs.tokenizer, inputs.start)
     execution = session.execution
-    engine = session.engine(
-        name=params["engine"], folder=needs.get("model", needs["base"]).model_folder, dtype=params["dtype"],
-        max_length=params["max_length"], chunk=params["chunk"], pass_tokens=execution.pass_tokens,
-        trust_remote_code=execution.trust_remote_code,
+    engine = functools.partial(
+        session.engine, name=params["engine"], folder=needs.get("model", needs["base"]).model_folder,
+        dtype=params["dtype"], max_length=params["max_length"], chunk=params["chunk"],
+        pass_tokens=execution.pass_tokens, trust_remote_code=execution.trust_remote_code,
     )  # fmt: skip
     draw = functools.partial(
         sampling.draw, engine=engine, tokenizer=inputs.tokenizer, temperature=params["temperature"],
-        max_tokens=params["max_tokens"], stop=stop, chunk=params["chunk"],
+        max_tokens=params["max_tokens"], stop=stop, chunk=params["chunk"], share=params.get("share"),
     )  # fmt: skip
     seed = sampling.SETS[params["purpose"] if source == "context_free" else source] * sampling.SEED_BLOCK
     if continued:
@@ -105,5 +105,10 @@ def entropy(work: Path, needs: Needs, params: dict[str, Any], session: Session) 
     return {**notes, "precision": params["dtype"]}
 
 
-SAMPLES = Builder("samples", version=1, build=samples)
+def _chunks(params: Mapping[str, Any]) -> int:
+    """Return how many chunks may be drawn side by side: one where a second draw goes on from the first."""
+    return 1 if params["source"] == "template_prefix" else -(-params["n"] // params["chunk"])
+
+
+SAMPLES = Builder("samples", version=1, build=samples, shares=_chunks)
 ENTROPY = Builder("entropy", version=1, build=entropy)

@@ -25,7 +25,7 @@ def retained(work: Path, needs: Needs, params: dict[str, Any], session: Session)
     folder, names = needs["model"].model_folder, params["retained"]
     if benchmarks.items_digest(names, params["tasks"]["benchmarks"]) != params["items"]:
         raise UserError("a file of retained items was changed while the work went on: give the same command again")
-    load = functools.partial(session.model, folder, params["dtype"])
+    load = functools.partial(session.model, folder, params["dtype"], answers=True)
     settings = scores.Retained(**{**params["tasks"], "tasks": names})
     scores.retained(work, load, folder, settings, session.execution)
     return {"precision": params["dtype"]}
@@ -40,10 +40,10 @@ def target(work: Path, needs: Needs, params: dict[str, Any], session: Session) -
     inputs = Inputs(needs["base"].model_folder, session, params)
     examples = inputs.split(n_heldout=params["n_heldout"])[1]
     scores.target(
-        work, session.model(folder, params["dtype"]), folder, params["target_name"], examples,
+        work, session.model(folder, params["dtype"], answers=True), folder, params["target_name"], examples,
         [inputs.encode(example) for example in examples], n_generate=params["n_generate"],
         max_new_tokens=params["max_new_tokens"], chat_template=params["target"]["chat_template"],
-        execution=session.execution, answers=params.get("answers"),
+        execution=session.execution, answers=params.get("answers"), num_fewshot=params.get("num_fewshot"),
     )  # fmt: skip
     return {"precision": params["dtype"]}
 
@@ -61,10 +61,10 @@ def validation(work: Path, needs: Needs, params: dict[str, Any], session: Sessio
     inputs = Inputs(needs["base"].model_folder, session, params)
     examples = inputs.split(n_validation=params["n_validation"])[0][params["target"]["n_train"] :]
     scores.target(
-        work, session.model(folder, params["dtype"]), folder, name, examples,
+        work, session.model(folder, params["dtype"], answers=True), folder, name, examples,
         [inputs.encode(example) for example in examples], n_generate=params["n_generate"],
         max_new_tokens=params["max_new_tokens"], chat_template=params["target"]["chat_template"],
-        execution=session.execution, group="validation", own_task=targets.target(name).local,
+        execution=session.execution, group="validation", own_tasks=targets.target(name).local,
         answers=params.get("answers"),
     )  # fmt: skip
     return {"precision": params["dtype"]}

@@ -73,7 +73,7 @@ def log(work: Path, needs: Needs, params: dict[str, Any], session: Session) -> d
     return {**run.notes, "seconds": run.record["seconds"]}
 
 
-TUNED = Builder("tuned", version=1, build=tuned)
+TUNED = Builder("tuned", version=1, build=tuned, gpus="devices")
 AVERAGED = Builder("averaged", version=1, build=averaged)
 REDUCED = Builder("reduced", version=1, build=reduced)
-LOG = Builder("log", version=1, build=log)
+LOG = Builder("log", version=1, build=log, gpus="none")
