@@ -53,18 +53,19 @@ def turns(script: str, settings: list[dict], *, rounds: int) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def main(script: str, turn: Callable[..., dict], settings: list[dict], *, rounds: int = 2) -> None:
-    """Measure, or (called by itself) take one turn; write figures/bench/NAME.csv."""
+def main(script: str, turn: Callable[..., dict], settings: list[dict], *, rounds: int = 2) -> pd.DataFrame | None:
+    """Measure, write figures/bench/NAME.csv and return it; or (called by itself) take one turn."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=rounds)
     parser.add_argument("--turn", type=json.loads, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.turn is not None:
         print("\n" + json.dumps(turn(**args.turn)))
-        return
+        return None
     frame = turns(script, settings, rounds=args.rounds)
     FOLDER.mkdir(parents=True, exist_ok=True)
     frame.to_csv(FOLDER / f"{Path(script).stem}.csv", index=False)
+    return frame
 
 
 def peak_mb() -> int:

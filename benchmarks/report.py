@@ -124,6 +124,13 @@ def agreement() -> list[str]:
                 f"{ours['tokens_per_s'] / peer['tokens_per_s']:.2f}× SFTTrainer at "
                 f"{ours['peak_mb'] / peer['peak_mb']:.2f}× its memory."
             )
+    if len(frame := read("planning")):
+        for base, group in frame.groupby("profile", sort=False):
+            ratios = {"memory": group["predicted_mb"] / group["memory_mb"]}
+            longer = group[group["seconds"] >= 1]
+            ratios["seconds"] = longer["predicted_seconds"] / longer["seconds"]
+            parts = [f"{name} {r.min():.2f} to {r.max():.2f} times what is measured" for name, r in ratios.items()]
+            lines.append(f"Plan, {base}, {len(group)} kinds of step: predicted are {', '.join(parts)}.")
     if len(frame := read("whole")):
         cold, warm = frame["cold_s"].iloc[-1], frame["warm_s"].iloc[-1]
         lines.append(f"Whole default run: cold {cold:.0f} s, warm {warm:.1f} s.")

@@ -31,6 +31,8 @@ from cfutils.units import duration
 
 VARIABLE = "CFUTILS_PROGRESS"
 """The folder where processes that another one has started keep their tasks."""
+PARENT = "CFUTILS_PROGRESS_PARENT"
+"""The process whose task theirs is part of, where a launcher stands between the two."""
 PLAIN_EVERY = (10.0, 600.0)
 """Seconds between two plain lines, at least and at most; in between a twentieth of the time that has passed."""
 
@@ -291,10 +293,11 @@ class File(Display):
 
     def __init__(self, tasks: Callable[[], list[State]], folder: Path) -> None:
         self._path, self._kept = folder / f"{os.getpid()}.json", ""
+        self._parent = int(os.environ.get(PARENT) or os.getppid())
         super().__init__(tasks)
 
     def show(self, tasks: list[State]) -> None:
-        text = json.dumps({"parent": os.getppid(), "tasks": [asdict(one) for one in tasks]})
+        text = json.dumps({"parent": self._parent, "tasks": [asdict(one) for one in tasks]})
         if text != self._kept:
             atomic.write_text(self._path, text)
             self._kept = text

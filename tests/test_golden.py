@@ -230,7 +230,7 @@ def validation(given, work):
     scores.target(
         work, model, given.shipped, "rotate", skill,
         [sequences.from_example(tokenizer, e, chat_template=False) for e in skill], n_generate=2,
-        max_new_tokens=16, chat_template=False, execution=EXECUTION, group="validation", own_task=False,
+        max_new_tokens=16, chat_template=False, execution=EXECUTION, group="validation", own_tasks=False,
     )  # fmt: skip
     assert set(pd.read_parquet(work / "items.parquet")["group"]) == {"validation"}
     return items(work / "items.parquet")

@@ -24,7 +24,9 @@ ORDER = (
     ("studies",),
     ("lab",),
     ("gallery",),
+    ("rehearsal",),
     ("runner",),
+    ("planning",),
     ("adapt",),
     ("__main__",),
 )

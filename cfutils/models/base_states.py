@@ -37,11 +37,13 @@ class BaseStates:
         self._rows: dict[Sequence, slice] = {}
         """Where each sequence's states are in the file."""
 
-    def freeze(self, sequences: Seq[Sequence]) -> None:
+    def freeze(self, sequences: Seq[Sequence], dtype: torch.dtype | None = None) -> None:
         """Compute the states of all sequences now; the model is then let go and may be trained.
 
-        A file that exists holds the states of the same sequences in the same order, from a run that was
-        interrupted, and is used as it is.
+        A file that exists holds the states of the same sequences in the same order, and the base's last matrix, from
+        a run that was interrupted or from the process that started this one. It is used as it is, and the model
+        may have other weights than the base by then.
+        dtype: of states and last matrix in the file; None: the model's.
         """
         unique = list(dict.fromkeys(sequences))
         tokens = sum(len(one.ids) for one in unique)
@@ -54,8 +56,12 @@ class BaseStates:
                     self._rows[sequence] = slice(total, total + sequence.supervised)
                     total += sequence.supervised
                 if not self._path.exists():
-                    self._write(torch.empty(total, self.head.width, dtype=self.model.dtype), advance)
+                    self._write(torch.empty(total, self.head.width, dtype=dtype or self.model.dtype), advance)
         self.model, self.head = None, copy.deepcopy(self.head).requires_grad_(False)
+        if self._path is not None:
+            with safe_open(self._path, "pt") as file:
+                for name, p in self.head.named_parameters():
+                    p.data = file.get_tensor(name).to(p.device)
 
     @torch.no_grad()
     def hidden(self, sequences: Seq[Sequence]) -> Tensor:
@@ -74,8 +80,9 @@ class BaseStates:
         """Fill `states`, (supervised tokens of all sequences, width), and write them."""
         for sequence, part in self._computed(list(self._rows), advance):
             states[self._rows[sequence]] = part
+        head = {name: p.detach().to(states.dtype) for name, p in self.head.named_parameters()}
         with atomic.replacing(self._path) as part:
-            save_file({"states": states}, part)
+            save_file({"states": states, **head}, part)
 
     def _computed(
         self, sequences: Seq[Sequence], advance: Advance = progress.ignore

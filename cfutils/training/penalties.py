@@ -13,6 +13,8 @@ from cfutils.data.sequences import Sequence
 from cfutils.models import packing
 from cfutils.models.lm_head import Head
 from cfutils.training import losses
+from cfutils.training.distributed import local
+from cfutils.training.student import Student
 
 FISHER_SEQUENCES = 512
 """Samples that the Fisher is measured on, at most (those who use it for language models take 100 batches of text)."""
@@ -39,25 +41,31 @@ def ewc(parameters: Iterable[Tensor], reference: Iterable[Tensor], fisher: Itera
     return 0.5 * torch.stack([(f * (p - r).float().square()).sum() for p, r, f in parts]).sum()
 
 
-def fisher_of(model: torch.nn.Module, sequences: Seq[Sequence]) -> list[Tensor]:
+def fisher_of(model: torch.nn.Module, sequences: Seq[Sequence], *, world: int = 1) -> list[Tensor]:
     """Return the diagonal of the Fisher information per token, one tensor for each parameter that is trained.
 
     F_i = sum_s (d_i sum_t log p(x_st))^2 / sum_s T_s over sequences s of T_s tokens, drawn from the model itself: the
     gradient of a whole sequence is squared, which no gradient of a batch gives. fp32, one pass for each sequence.
+    Of a model that is sharded among `world` processes each process has its share; all of them make every pass.
     """
-    head, trained = Head(model), [p for p in model.parameters() if p.requires_grad]
-    found = [torch.zeros_like(p, dtype=torch.float32) for p in trained]
+    student = Student.of(model)
+    head, trained = Head(student.model), [p for p in student.parameters() if p.requires_grad]
+    found = [torch.zeros_like(local(p), dtype=torch.float32) for p in trained]
     tokens, some = 0, sequences[:FISHER_SEQUENCES]
     with progress.task("Fisher information", total=len(some), unit="samples") as advance:
         for sequence in some:
-            packed = packing.documents([sequence], model.device)
-            hidden = packing.last_hidden(model, packed.packed)[packed.rows]
-            weights = torch.ones(len(hidden), device=hidden.device)
-            loss, _ = losses.in_chunks(
-                head, hidden, weights, lambda logits, rows, t=packed.targets: losses.token_nll(logits, t[rows])
-            )
-            for total, gradient in zip(found, torch.autograd.grad(loss, trained), strict=True):
-                total += gradient.float().square()
+            packed = packing.documents([sequence], student.device)
+
+            def loss(hidden: Tensor, targets: Tensor = packed.targets) -> Tensor:
+                weights = torch.full((len(hidden),), 1 / world, device=hidden.device)  # gradients are summed
+                return losses.in_chunks(
+                    head, hidden, weights, lambda logits, rows: losses.token_nll(logits, targets[rows])
+                )[0]
+
+            student(packed, loss).backward()
+            for total, p in zip(found, trained, strict=True):
+                total += local(p.grad).float().square()
+                p.grad = None
             tokens += sequence.supervised
             advance()
     return [total / max(1, tokens) for total in found]

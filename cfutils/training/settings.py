@@ -65,3 +65,13 @@ class Tuning:
             raise invalid_value("osf_frozen", self.osf_frozen, "a share in (0, 1), for train = 'osf' alone")
         if self.train.startswith("lora") != (self.lora_rank is not None):
             raise invalid_value("lora_rank", self.lora_rank, "given where adapters of low rank are trained alone")
+
+
+def check_devices(train: Trained, *, devices: int, offload: bool) -> None:
+    """Raise `UserError` for what is not trained by several processes, or with weights that are offloaded."""
+    if train == "osf" and (devices > 1 or offload):
+        name, value, only = ("devices", devices, "1") if devices > 1 else ("offload", offload, "false")
+        raise invalid_value(
+            name, value, f"{only} for recipes that train 'osf', whose gradients are projected as whole matrices",
+            "Leave osf out of recipes, or change the value.",
+        )  # fmt: skip

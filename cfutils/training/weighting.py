@@ -18,6 +18,7 @@ from cfutils.errors import UserError
 from cfutils.models import packing
 from cfutils.models.lm_head import LOGIT_ROWS, Head
 from cfutils.training import losses
+from cfutils.training.student import Student
 
 TOP = 20
 """Likeliest tokens whose entropy EAFT takes; 3.0 is ln 20, rounded as in its code."""
@@ -80,14 +81,20 @@ CURRENT: dict[str, Callable[[Tensor, Tensor, float, float], Tensor]] = {"talr": 
 
 @torch.no_grad()
 def token_nlls(model: torch.nn.Module, sequences: Seq[Sequence], *, limit: int) -> list[Tensor]:
-    """Return the NLL of each sequence's supervised tokens, in nats; limit: tokens in one forward pass."""
-    head, found = Head(model), {}
+    """Return the NLL of each sequence's supervised tokens, in nats; limit: tokens in one forward pass.
+
+    Of a sharded model each process computes all of them.
+    """
+    student, found = Student.of(model), {}
+    head = Head(student.model)
     for places in packing.by_length([len(s.ids) for s in sequences], limit=limit):
-        packed = packing.documents([sequences[i] for i in places], model.device)
-        hidden = packing.last_hidden(model, packed.packed)[packed.rows]
-        parts = zip(hidden.split(LOGIT_ROWS), packed.targets.split(LOGIT_ROWS), strict=True)
-        nll = torch.cat([losses.token_nll(head(rows), targets) for rows, targets in parts])
-        found |= dict(zip(places, nll.split(packed.counts), strict=True))
+        packed = packing.documents([sequences[i] for i in places], student.device)
+
+        def nll(hidden: Tensor, targets: Tensor = packed.targets) -> Tensor:
+            parts = zip(hidden.split(LOGIT_ROWS), targets.split(LOGIT_ROWS), strict=True)
+            return torch.cat([losses.token_nll(head(rows), wanted) for rows, wanted in parts])
+
+        found |= dict(zip(places, student(packed, nll).split(packed.counts), strict=True))
     return [found[i] for i in range(len(sequences))]
 
 

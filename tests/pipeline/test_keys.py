@@ -11,12 +11,12 @@ from cfutils.pipeline.steps import Steps, all_steps
 from cfutils.pipeline.store import Store
 from cfutils.profiles import Execution, Profile, load
 
-ABOUT = {"name", "about", "notebooks", "workers"}
+ABOUT = {"name", "about", "notebooks", "workers", "keep_weights"}
 """Fields that neither decide a result nor how one artifact is built."""
 BOTH = {"engine", "chunk"}
 """Fields of `Execution` that decide samples too: each chunk of an engine's call has its own seed."""
 EXECUTION = {f.name for f in dataclasses.fields(Execution)} - BOTH
-THINKING = {"think_budget", "answers_per_item", "answer_temperature"}
+THINKING = {"think_budget", "answers_per_item", "answer_temperature", "answer_top_p"}
 """Fields of a base that thinks."""
 STUDIES = (*recipes.STUDIES, "samples", "mixture", "estimates")
 CHANGES = {
@@ -30,6 +30,7 @@ CHANGES = {
     "replay_weights": [0.9], "ablation_recipes": ["pretraining"], "ablation_seeds": [7],
     "estimated": ["lora"], "workers": 3, "notebooks": ["01"], "name": "other",
     "about": "other", "revision": "abc", "n_generate": 50, "think_budget": 32, "answer_temperature": 0.9,
+    "answer_top_p": 0.9, "keep_weights": "last",
 }  # fmt: skip
 """Another value of each field that is not a plain number; of those one more is taken."""
 

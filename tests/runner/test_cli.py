@@ -1,5 +1,6 @@
 """Command line: exit codes, one-line errors, lists without heavy imports, cleaning."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -215,3 +216,49 @@ def test_clean_leaves_what_is_being_built(root, capsys):
     with FileLock(left.parent.with_name(f".lock-{KEY}")):
         assert cli.main(["clean"]) == 0
     assert "is in use and stays" in capsys.readouterr().out and left.exists()
+
+
+def built(root, kind, key, *needs, seconds=60.0, files=("items.parquet",)):
+    """A finished artifact of 5 bytes a file, with its record."""
+    for name in files:
+        piece(root, f"{kind}/{key}/{name}")
+    inputs = {"kind": kind, "needs": {str(i): need for i, need in enumerate(needs)}}
+    return piece(root, f"{kind}/{key}/record.json", json.dumps({"key": key, "seconds": seconds, "inputs": inputs}))
+
+
+@pytest.fixture
+def runs(root):
+    """A scored run, one that is not, and the scores."""
+    a, b, c = ("a" * 20, "b" * 20, "c" * 20)
+    for key in (a, b):
+        built(root, "tuned", key, seconds=3600.0, files=("model.safetensors", "log.parquet"))
+    built(root, "target", c, a)
+    return root / "data" / "runs"
+
+
+def test_clean_prunes_weights_of_scored_runs_alone(runs, capsys):
+    assert cli.main(["clean", "--weights"]) == 0
+    assert "pruned the weights of 1 runs, 5 bytes" in capsys.readouterr().out
+    left = {path.name for path in (runs / "tuned" / ("a" * 20)).iterdir()}
+    assert left == {"record.json", "log.parquet", "pruned.json"}
+    assert (runs / "tuned" / ("b" * 20) / "model.safetensors").exists()
+    assert cli.main(["clean", "--weights"]) == 0
+    assert "of 0 runs, 0 bytes" in capsys.readouterr().out
+
+
+def test_clean_lists_what_there_is_and_what_it_costs(runs, capsys):
+    assert cli.main(["clean", "--dry-run"]) == 0
+    head, target, tuned = capsys.readouterr().out.splitlines()
+    assert head.split() == ["kind", "count", "size", "to", "build", "again", "what", "was", "made", "from", "it"]
+    assert target.split()[:2] == ["target", "1"] and tuned.split()[:2] == ["tuned", "2"]
+    assert tuned.endswith("1 target") and "2.0 h" in tuned
+    assert (runs / "tuned" / ("a" * 20) / "model.safetensors").exists()
+
+
+def test_clean_of_some_kinds(runs, capsys):
+    assert cli.main(["clean", "--kind", "tuned"]) == 2
+    assert "--kind tuned removes 2 finished results" in capsys.readouterr().err
+    assert cli.main(["clean", "--kind", "tuned", "--yes"]) == 0
+    assert not list(runs.glob("tuned/*/record.json")) and list(runs.glob("target/*/record.json"))
+    assert cli.main(["clean", "--kind", "tunned"]) == 2
+    assert "kinds that there are: target" in capsys.readouterr().err

@@ -359,7 +359,7 @@ def test_the_machine_decides_the_precision_where_the_profile_does_not(tuned, mon
 
 def test_weights_of_16_bits_are_stated(tuned):
     notes, _, weights = tuned("ft", dtype="bfloat16", autocast=True)
-    assert notes["precision"] == "bfloat16"
+    assert notes["precision"] == "float32, bf16 autocast, written in bfloat16"
     assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
 
 
