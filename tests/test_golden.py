@@ -141,7 +141,7 @@ def samples(given, work):
         "transformers", given.folder, dtype="float32", max_length=20, chunk=4, pass_tokens=64
     ) as engine:
         n = sampling.draw(
-            work, engine=engine, tokenizer=given.tokenizer, prompts=[(0,)] * 4 + [(5, 6), (7, 8, 9)],
+            work, engine=lambda: engine, tokenizer=given.tokenizer, prompts=[(0,)] * 4 + [(5, 6), (7, 8, 9)],
             first_seed=sampling.SETS["replay"] * sampling.SEED_BLOCK, temperature=0.8, max_tokens=8,
             stop=(0,), chunk=4,
         )  # fmt: skip

@@ -215,7 +215,7 @@ def pretrain(work: Path, p: Pretraining, *, world: str = "tiny") -> dict[str, An
     from torch.nn.utils.rnn import pad_sequence
     from transformers import GenerationConfig
 
-    from cfutils.training import checkpoints, losses, schedule
+    from cfutils.training import checkpoints, distributed, losses, schedule
 
     base = get(world)
     tokenizer = make_tokenizer(p.vocabulary, world)
@@ -226,7 +226,7 @@ def pretrain(work: Path, p: Pretraining, *, world: str = "tiny") -> dict[str, An
         decayed, lr=p.lr, betas=BETAS, weight_decay=p.weight_decay, fused=True
     )
     checkpoint = work / "checkpoint.safetensors"
-    done, log = checkpoints.restore(checkpoint, decayed, optimizer)
+    done, log = checkpoints.restore(checkpoint, decayed, optimizer, distributed.alone())
     if done:
         say(f"  resume at step {done}")
     clock = time.monotonic() - (log[-1]["seconds"] if log else 0.0)
@@ -261,7 +261,7 @@ def pretrain(work: Path, p: Pretraining, *, world: str = "tiny") -> dict[str, An
             advance(note=f"loss {total / tokens:.3f}")
             if now - saved > 120 and step + 1 < steps:
                 saved = now
-                checkpoints.save(checkpoint, decayed, optimizer, step=step + 1, log=log)
+                checkpoints.save(checkpoint, decayed, optimizer, distributed.alone(), step=step + 1, log=log)
     own = {} if base.temperature is None else {"do_sample": True, "temperature": base.temperature}
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=end, **own

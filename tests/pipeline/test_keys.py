@@ -30,7 +30,7 @@ CHANGES = {
     "replay_weights": [0.9], "ablation_recipes": ["pretraining"], "ablation_seeds": [7],
     "estimated": ["lora"], "workers": 3, "notebooks": ["01"], "name": "other",
     "about": "other", "revision": "abc", "n_generate": 50, "think_budget": 32, "answer_temperature": 0.9,
-    "answer_top_p": 0.9, "keep_weights": "last",
+    "answer_top_p": 0.9, "keep_weights": "last", "offload": True,
 }  # fmt: skip
 """Another value of each field that is not a plain number; of those one more is taken."""
 
@@ -62,10 +62,13 @@ def test_a_field_decides_keys_or_is_stated_not_to(name, everything, own):
         )
     if name in ("base", "train"):
         everything = dataclasses.replace(everything, recipes=("ft",), ablation_recipes=("cfs",), estimated=("ft",))
+    if name in ("devices", "offload"):  # which refuse some recipes
+        everything = dataclasses.replace(everything, recipes=("ft",), ablation_recipes=("ft",))
     if name in THINKING:
         everything = dataclasses.replace(everything, chat_template=True, think_budget=64)
     changed = dataclasses.replace(everything, **{name: new})
-    decides = keys(changed) != (keys(everything) if name in {"revision", "base", "train", *THINKING} else own)
+    of_some = {"revision", "base", "train", "devices", "offload", *THINKING}
+    decides = keys(changed) != (keys(everything) if name in of_some else own)
     assert decides == (name not in ABOUT | EXECUTION)
 
 

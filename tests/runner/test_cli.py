@@ -106,9 +106,10 @@ def test_run_passes_everything_on_and_returns_its_code(monkeypatch):
     asked = []
     monkeypatch.setattr(batch, "run", lambda *a, **k: asked.append((a, k)) or 1)
     assert cli.main(["run", "-n", "1", "2", "-n", "03", "-p", "a=1", "b=[1, 2]", "--rebuild"]) == 1
-    assert asked == [(("tiny", ["1", "2", "03"], ["a=1", "b=[1, 2]"]), {"rebuild": True, "rebuild_changed": None})]
-    cli.main(["run", "--rebuild-changed"])
-    assert asked[-1][1] == {"rebuild": False, "rebuild_changed": ["code", "versions"]}
+    given = {"rebuild": True, "rebuild_changed": None, "ray": None}
+    assert asked == [(("tiny", ["1", "2", "03"], ["a=1", "b=[1, 2]"]), given)]
+    cli.main(["run", "--rebuild-changed", "--ray", "auto"])
+    assert asked[-1][1] == {"rebuild": False, "rebuild_changed": ["code", "versions"], "ray": "auto"}
     cli.main(["run", "--rebuild-changed=code"])
     assert asked[-1][1]["rebuild_changed"] == ["code"]
 
