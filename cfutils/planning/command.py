@@ -130,7 +130,9 @@ def _notes(made: Plan, steps: list[Step], store: Store) -> Iterable[str]:
                 f"  In float32 sampling and scoring compute at {device.fp32 / device.bf16:.0%} of the rate of bf16. "
                 f"With dtype: bfloat16 all takes {about(other.seconds)}, {_money(other.dollars)}."
             )
-    yield f"Disk: {size(made.disk)} stay, and {size(made.transient)} more while a run is tuned (its checkpoint)."
+    kept = set_.profile.keep_weights
+    pruned = "" if kept == "all" else f" with keep_weights: {kept} ({size(made.all_weights)} of weights with all)"
+    yield f"Disk: {size(made.disk)}{pruned}, and {size(made.transient)} more while a run is tuned (its checkpoint)."
     yield f"Memory: {size(made.room)} of {size(device.memory)} on each device are for tensors."
     if host := memory.host(set_):
         yield f"Processor's memory: {size(host)} for what is offloaded."

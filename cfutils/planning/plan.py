@@ -10,6 +10,7 @@ from typing import Any
 
 from cfutils import recipes
 from cfutils.errors import UserError
+from cfutils.pipeline import pruning
 from cfutils.pipeline.store import Step, Store
 from cfutils.planning import costs, memory, work
 from cfutils.planning.devices import CPU
@@ -62,8 +63,10 @@ class Plan:
     count: int
     """Devices that are held for the whole run."""
     kinds: tuple[Kind, ...]
+    weights: float
+    """Bytes of disk that the weights of runs take at one time, at most, under the profile's `keep_weights`."""
     transient: float
-    """Bytes of disk that the largest run takes beside what stays: its checkpoint, and states of the base."""
+    """Bytes of disk that the largest run takes beside them: its checkpoint, and states of the base."""
 
     @property
     def seconds(self) -> float:
@@ -81,9 +84,14 @@ class Plan:
         return self.seconds / 3600 * self.count * self.setting.device.price
 
     @property
+    def all_weights(self) -> float:
+        """Bytes of disk that the weights of runs would take if all were kept."""
+        return sum(kind.disk for kind in self.kinds if kind.name in pruning.KINDS)
+
+    @property
     def disk(self) -> float:
-        """Bytes that stay."""
-        return sum(kind.disk for kind in self.kinds)
+        """Bytes of disk at one time, at most, without what is transient."""
+        return self.weights + sum(kind.disk for kind in self.kinds if kind.name not in pruning.KINDS)
 
     @property
     def room(self) -> float:
@@ -101,11 +109,21 @@ def make(steps: Iterable[Step], set_: Setting, *, count: int) -> Plan:
         raise UserError(
             f"--count = {count} is not allowed: {set_.profile.name} tunes on devices = {set_.profile.devices}"
         )
+    steps = list(steps)
     groups: dict[str, list[Step]] = {}
     for step in steps:
         groups.setdefault(step.kind, []).append(step)
     kinds = [_kind(name, groups[name], set_) for name in ORDER if name in groups]
-    return Plan(setting=set_, count=count, kinds=tuple(kinds), transient=_transient(set_))
+    return Plan(
+        setting=set_, count=count, kinds=tuple(kinds), transient=_transient(set_), weights=_weights(steps, set_, count)
+    )
+
+
+def _weights(steps: list[Step], set_: Setting, count: int) -> float:
+    p, size = set_.profile, int(memory.weights(set_))
+    sized = [replace(step, weight_bytes=size if step.kind in pruning.KINDS else 0) for step in steps]
+    side = costs.side_by_side(set_.device, count=count, each=p.devices, workers=p.workers)
+    return float(pruning.peak_bytes(sized, p.keep_weights, workers=side))
 
 
 def _kind(name: str, steps: list[Step], set_: Setting) -> Kind:
