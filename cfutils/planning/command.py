@@ -37,7 +37,7 @@ def add(command: Callable[..., argparse.ArgumentParser]) -> None:
     add("profile", nargs="?", default=profiles.DEFAULT, metavar="PROFILE", help="name, or path of its YAML file")
     add("--gpu", default=devices.CPU, metavar="DEVICE",
         help="H100, A100-40, L4, ... of data/devices.yaml, or cpu: this machine's (default)")  # fmt: skip
-    add("--count", type=int, default=1, metavar="N", help="devices, all of one machine (default: %(default)s)")
+    add("--count", type=int, metavar="N", help="devices, all of one machine (default: those of one tuning run)")
     add("--price", type=float, metavar="DOLLARS", help="per device and hour, in place of the example's")
     add("-p", "--parameter", nargs="+", action="extend", default=[], metavar="NAME=VALUE",
         help="another value for a field of the profile")  # fmt: skip
@@ -45,14 +45,15 @@ def add(command: Callable[..., argparse.ArgumentParser]) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the plan; return 1 where something does not fit into memory."""
-    if options.count < 1 or (options.count > 1 and options.gpu == devices.CPU):
-        raise invalid_value("--count", options.count, "1 or more devices, and 1 with --gpu cpu")
     changes = _changes(options.parameter)
     profile = profiles.load(options.profile, **changes)
+    count = profile.devices if options.count is None else options.count
+    if count < 1 or (count > 1 and options.gpu == devices.CPU):
+        raise invalid_value("--count", count, "1 or more devices, and 1 with --gpu cpu")
     shape = architecture.read(profile.base, profile.revision)
     device = devices.get(options.gpu, price=options.price, workers=profile.workers)
     store, steps = store_of(profile), all_steps(list(_tops(options.profile, changes)))
-    made = plan.make(steps, Setting.of(profile, shape, device), count=options.count)
+    made = plan.make(steps, Setting.of(profile, shape, device), count=count)
     print(_heading(made))
     print(indent(table(HEADER, [_row(kind, made) for kind in made.kinds if kind.name != "log"] + [_total(made)])))
     print("\n".join(["", *_notes(made, steps, store)]))
