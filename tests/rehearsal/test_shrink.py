@@ -89,23 +89,38 @@ def tables(runs, kind, file):
     return [pd.read_parquet(path) for path in sorted((runs / kind).glob(f"*/{file}"))]
 
 
+@pytest.fixture(scope="module")
+def rehearsals(tmp_path_factory):
+    """Both, side by side: folder, process and output of each."""
+    found = {}
+    for name in PAPER:
+        folder = tmp_path_factory.mktemp(name)
+        env = {**os.environ, "CFUTILS_RUNS": str(folder), "HF_HOME": str(folder / "own cache"), "OMP_NUM_THREADS": "1"}
+        env |= {"CFUTILS_FIGURES": str(folder / "own figures"), "HF_HUB_OFFLINE": "1"}  # the user's, which do not count
+        said = folder / "said.txt"
+        with said.open("w") as file:
+            command = [sys.executable, "-m", "cfutils", "run", name, "--shrink"]
+            found[name] = folder, subprocess.Popen(command, env=env, stdout=file, stderr=subprocess.STDOUT), said
+    yield found
+    for _, process, _ in found.values():
+        process.kill()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PAPER)
-def test_a_paper_profile_runs_whole(name, tmp_path):
-    own = tmp_path / "own cache"
-    env = {**os.environ, "CFUTILS_RUNS": str(tmp_path), "HF_HOME": str(own), "OMP_WAIT_POLICY": "passive"}
-    env |= {"CFUTILS_FIGURES": str(tmp_path / "own figures"), "HF_HUB_OFFLINE": "1"}  # the user's, which do not count
-    command = [sys.executable, "-m", "cfutils", "run", name, "--shrink"]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=1800)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert f"Rehearsal of {name}" in done.stdout
-    assert not own.exists() and not (tmp_path / "own figures").exists()
-    folder = tmp_path / "rehearsal"
+def test_a_paper_profile_runs_whole(name, rehearsals):
+    folder, process, said = rehearsals[name]
+    code, text = process.wait(timeout=1800), said.read_text()
+    assert code == 0, text[-5000:]
+    assert f"Rehearsal of {name}" in text
+    assert not (folder / "own cache").exists() and not (folder / "own figures").exists()
+    folder = folder / "rehearsal"
     summary = json.loads((folder / f"runs/notebooks/{name}-rehearsal/summary.json").read_text())
     assert {one["status"] for one in summary["notebooks"]} == {"good"} and len(summary["notebooks"]) >= 6
     assert (folder / f"figures/{name}-rehearsal/frontier.png").is_file()
     records = [json.loads(path.read_text()) for path in (folder / "runs/samples").glob("*/record.json")]
-    assert records and all("vllm" in one["versions"] for one in records)
+    assert records and all(one["inputs"]["params"]["engine"] == "vllm" for one in records)
+    assert "start vLLM" in (folder / f"runs/notebooks/{name}-rehearsal/01_generation.log").read_text()
     scores = pd.concat(tables(folder / "runs", "retained", "items.parquet"))
     retained = {*profiles.load(name).retained}
     assert set(scores["task"]) == retained  # a group counts as one
