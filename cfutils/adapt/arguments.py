@@ -16,9 +16,9 @@ ADAPT = """examples:
 data: JSONL, JSON, CSV, TSV, Parquet, a folder of `datasets`, or hub:ID; prompt and response (or completion), question
 and answer, instruction, input and output, chat messages, or text. The same command goes on where it was cut off.
 
-keep: names of `cfutils list tasks`; any other lm-eval task, group or tag, with items from the hub (each task of a group
-is scored, and counts as one); questions of yours (JSONL, JSON, CSV, TSV, Parquet: question or prompt; answer, gold or a
-list answers; choices, if any); an lm-eval task of yours (YAML: functions that it names with !function are run).
+keep: names of `cfutils list tasks`; any other lm-eval task, group or tag, with items from the hub (a group counts as
+one, with the items of all its tasks); questions of yours (JSONL, JSON, CSV, TSV, Parquet: question or prompt; answer,
+gold or a list answers; choices, if any); an lm-eval task of yours (YAML: functions named with !function are run).
 """
 CHECK = """exit codes: 0 the interval of the drop ends at or below the limit, 1 it lies above, 3 it lies on both sides
 """
