@@ -12,7 +12,7 @@ from cfutils import paths
 from cfutils.pipeline import provenance
 
 ORDER = (
-    ("errors", "paths", "events", "digests", "atomic", "units", "display", "progress"),
+    ("errors", "paths", "events", "digests", "atomic", "units", "display", "progress", "environment"),
     ("profiles", "fields", "field_errors", "recipes", "method", "yaml_input"),
     ("data",),
     ("models",),

@@ -108,7 +108,7 @@ def check(
 
 def _check_target(target: str, num_fewshot: Mapping[str, int]) -> set[str]:
     """Check the tasks that score a target, where these are lm-eval's on the hub; return their names."""
-    tasks = _hub_tasks(target)
+    tasks = tasks_of_target(target)
     for task in tasks:
         found = task_index.definitions(task)[task]
         if lacking := task_index.missing_modules(found):
@@ -118,7 +118,7 @@ def _check_target(target: str, num_fewshot: Mapping[str, int]) -> set[str]:
     return set(tasks)
 
 
-def _hub_tasks(target: str) -> tuple[str, ...]:
+def tasks_of_target(target: str) -> tuple[str, ...]:
     """Return the tasks of a target that have items of their own, on the hub."""
     known = targets.TARGETS.get(target)
     return () if known is None or known.local else known.tasks
@@ -126,12 +126,12 @@ def _hub_tasks(target: str) -> tuple[str, ...]:
 
 def fewshot_of_target(num_fewshot: Mapping[str, int], target: str) -> dict[str, int]:
     """Return how many examples stand in front of each item of the tasks that score a target, where there are any."""
-    return {name: n for name in _hub_tasks(target) if (n := num_fewshot.get(name, 0))}
+    return {name: n for name in tasks_of_target(target) if (n := num_fewshot.get(name, 0))}
 
 
 def fewshot_of_retained(num_fewshot: Mapping[str, int], target: str, retained: Iterable[str]) -> dict[str, int]:
     """Return the same of the retained tasks."""
-    alone = set(_hub_tasks(target)) - set(retained)
+    alone = set(tasks_of_target(target)) - set(retained)
     return {name: n for name, n in num_fewshot.items() if name not in alone}
 
 

@@ -31,8 +31,8 @@ def data_sets(
     known = targets.TARGETS.get(target)
     if known and known.hub:
         yield known.hub, None
-    tasks = () if known is None or known.local else known.tasks
-    for name in (*(one for one in retained if benchmarks.source(one, source) == "hub"), *tasks):
+    on_hub = (one for one in retained if benchmarks.source(one, source) == "hub")
+    for name in (*on_hub, *benchmarks.tasks_of_target(target)):
         for found in task_index.definitions(name).values():
             if (repo := found.get("dataset_path")) and repo not in BUILDERS:
                 yield repo, found.get("dataset_name")

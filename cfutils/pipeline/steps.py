@@ -65,11 +65,15 @@ class Steps:
                   "prose": self._given.package, **self._given.cut}  # fmt: skip
         return Step(HEALED, params, {"base": self._base(found.of)}, found.label, weight_bytes=found.weight_bytes)
 
+    @property
+    def _base_folder(self) -> Path | None:
+        """Where the base's files are; None as long as it has not been prepared."""
+        base, path = self.store.find_here(self.base), self.base.local.get("path")
+        return base.model_folder if base else Path(path) if path else None
+
     @functools.cached_property
     def _model_bytes(self) -> int:
-        base = self.store.find_here(self.base)
-        folder = base.model_folder if base else self.base.local.get("path")
-        return bases.weight_bytes(Path(folder)) if folder else self.base.weight_bytes
+        return bases.weight_bytes(folder) if (folder := self._base_folder) else self.base.weight_bytes
 
     @property
     def _n_other(self) -> int:
@@ -165,11 +169,9 @@ class Steps:
             tokens += most
         if tuning["replay_loss"] == "kl" and tuning["ratio"]:
             tokens += most * tuning["ratio"] / (1 - tuning["ratio"]) * (p.epochs if tuning.get("fresh") else 1)
-        base = self.store.find_here(self.base)
-        folder = base.model_folder if base else self.base.local.get("path")
-        if not tokens or not folder:
+        if not tokens or not (folder := self._base_folder):
             return 0
-        width, vocabulary = bases.sizes(Path(folder))
+        width, vocabulary = bases.sizes(folder)
         return int((tokens + vocabulary) * width * (4 if tuning["dtype"] == "float32" else 2))
 
     def _replay(self, plan: Plan) -> dict[str, Any] | None:

@@ -18,6 +18,7 @@ import yaml
 
 from cfutils import atomic, paths, profiles, yaml_input
 from cfutils.data import hub_access
+from cfutils.environment import variables
 from cfutils.errors import UserError, invalid_value
 from cfutils.events import say
 from cfutils.profiles import Profile
@@ -68,7 +69,7 @@ def of(name: str) -> Iterator[str]:
     folder.mkdir(parents=True, exist_ok=True)
     atomic.write_text(shrunk_file, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
     gated = frozenset(name for name, data_set in records.DATA_SETS.items() if data_set.gated)
-    with Hub(folder / "hub", gated=gated) as hub, _environment(environment(hub.endpoint, folder)):
+    with Hub(folder / "hub", gated=gated) as hub, variables(environment(hub.endpoint, folder)):
         write(profiles.load(shrunk_file), folder / "hub")  # imports the libraries
         say(f"{values['about']}\nhub on this machine: {hub.endpoint}; all files below {folder}")
         yield str(shrunk_file)
@@ -86,19 +87,6 @@ def environment(endpoint: str, folder: Path) -> dict[str, str | None]:
         "CFUTILS_ROOT": str(paths.root()), "CFUTILS_RUNS": str(folder / "runs"),
         "CFUTILS_FIGURES": str(folder / "figures"),
     }  # fmt: skip
-
-
-@contextmanager
-def _environment(values: dict[str, str | None]) -> Iterator[None]:
-    before = {name: os.environ.pop(name, None) for name in values}
-    os.environ |= {name: value for name, value in values.items() if value is not None}
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
 
 
 def write(profile: Profile, folder: Path) -> None:

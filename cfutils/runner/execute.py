@@ -16,8 +16,8 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -27,6 +27,7 @@ import papermill
 from jupyter_client import AsyncKernelManager
 from papermill.exceptions import PapermillExecutionError
 
+from cfutils.environment import variables
 from cfutils.runner.notebook import Notebook
 
 START_TIMEOUT = 180  # seconds for a kernel to answer; the 60 of papermill are few on a busy machine
@@ -118,7 +119,9 @@ def run(
     running = folder / f".{notebook.name}.running.ipynb"
     good, failed = folder / f"{notebook.name}.ipynb", folder / f"{notebook.name}.failed.ipynb"
     failure: Failure | None = Failure(None, "", "KeyboardInterrupt", "interrupted")
-    with open(folder / f"{notebook.name}.log", "w", encoding="utf-8") as log, _environment(env):
+    # MPLBACKEND goes: with the user's own one, figures would not be shown in the notebook
+    kernel = variables({"MPLBACKEND": None, **env})
+    with open(folder / f"{notebook.name}.log", "w", encoding="utf-8") as log, kernel:
         try:
             failure = _execute(notebook, parameters, running, Output(log, show))
             failure = failure or _missing_figures(notebook, read_events(happened))
@@ -209,20 +212,3 @@ def _blame(begun: list[Any], error: str, value: str) -> Failure:
         return Failure(None, "", error, first)
     lines = [line.strip() for line in begun[-1].source.splitlines() if line.strip()]
     return Failure(len(begun), lines[0] if lines else "", error, first)
-
-
-@contextmanager
-def _environment(env: dict[str, str]) -> Iterator[None]:
-    """Set variables for the kernel, which inherits them, and put the old ones back.
-
-    MPLBACKEND goes: with the user's own one, figures would not be shown in the notebook.
-    """
-    before = {name: os.environ.pop(name, None) for name in ("MPLBACKEND", *env)}
-    os.environ.update(env)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
