@@ -62,8 +62,13 @@ class Steps:
         if found.of is None:
             return Step(BASE, found.params, label=found.label, local=local, weight_bytes=found.weight_bytes)
         params = {"healing": asdict(Healing()), "dtype": p.dtype, "autocast": p.autocast,
-                  "prose": self._given.package, **self._given.cut}  # fmt: skip
+                  "prose": self._given.package, **self._given.cut, **self._trained_in}  # fmt: skip
         return Step(HEALED, params, {"base": self._base(found.of)}, found.label, weight_bytes=found.weight_bytes)
+
+    @property
+    def _trained_in(self) -> dict[str, str]:
+        """Runs before this parameter were trained in 16 bits where the profile's weights have them."""
+        return {} if self.profile.dtype == "float32" else {"trained_in": "float32"}
 
     @property
     def _base_folder(self) -> Path | None:
@@ -141,9 +146,7 @@ class Steps:
             return Step(REDUCED, params, needs, plan.label, weight_bytes=self._model_bytes)
         tuning = recipes.tuning(p, plan)
         check_devices(tuning["train"], devices=p.devices, offload=p.offload)
-        params = {"target": self._given.target, "replay": self._replay(plan), "tuning": tuning}
-        if p.dtype != "float32":  # runs before this parameter were trained in 16 bits
-            params["trained_in"] = "float32"
+        params = {"target": self._given.target, "replay": self._replay(plan), "tuning": tuning, **self._trained_in}
         for source in recipe.replay:
             if source not in DOCUMENTS:
                 role = "samples" if len(recipe.replay) == 1 else source

@@ -45,8 +45,9 @@ def heal(
 ) -> dict[str, Any]:  # fmt: skip
     """Train a base on prose and write the weights of the lowest held-out NLL, with log.parquet, into `work`.
 
-    look: mean NLL of held-out prose under a model, in nats per token. A killed run begins again, for what was seen
-    before is not known any more. Returns notes: steps of the weights that were kept, NLL before and after.
+    look: mean NLL of held-out prose under a model, in nats per token. Weights are trained in fp32 and written in
+    `dtype`. A killed run begins again, for what was seen before is not known any more. Returns notes: steps of the
+    weights that were kept, NLL before and after.
     """
     import numpy as np
     import pandas as pd
@@ -58,7 +59,7 @@ def heal(
     from cfutils.training.settings import Tuning
 
     trust = execution.trust_remote_code
-    model = loading.load(base_folder, dtype=dtype, trust_remote_code=trust)
+    model = loading.load(base_folder, dtype="float32", trust_remote_code=trust)
     tuning = Tuning(
         seed=0, lr=healing.lr, epochs=1, batch_size=healing.batch, warmup=0.1, weight_decay=0.0, clip=1.0,
         dtype=dtype, autocast=autocast, ratio=None, replay_weight=None, replay_loss="nll", train="all",
@@ -87,6 +88,10 @@ def heal(
     checkpoint.unlink(missing_ok=True)
     log = loop.run(checkpoint, stop=stop)
     checkpoint.unlink(missing_ok=True)
+    if dtype != "float32":
+        del model, loop
+        best_model = loading.load(work, dtype=dtype, trust_remote_code=trust)
+        afterwards.save(best_model, work, base_folder, trust_remote_code=trust)
     looks = pd.DataFrame({"steps": healing.interval * np.arange(len(seen)), "heldout_nll": seen})
     log = log.assign(steps=log["step"] + 1).merge(looks, on="steps", how="outer")
     log.to_parquet(work / "log.parquet", index=False)

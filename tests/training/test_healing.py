@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from cfutils import paths
 from cfutils.data.sequences import Sequence
@@ -27,7 +28,8 @@ def prose(n: int) -> list[Sequence]:
         ([3.0, 2.0, 2.5, 1.0, 0.9, 0.8], 10, 6),  # one worse look is forgiven; the documents end
     ],
 )
-def test_weights_of_the_best_look_are_kept(tmp_path, seen, kept, looks):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_weights_of_the_best_look_are_kept(tmp_path, seen, kept, looks, dtype):
     given, weights = iter(seen), []
 
     def look(model):
@@ -36,13 +38,14 @@ def test_weights_of_the_best_look_are_kept(tmp_path, seen, kept, looks):
 
     healing = Healing(batch=1, interval=2, patience=2, lr=1e-3)
     notes = heal(
-        tmp_path, BASE, prose(10), healing=healing, look=look, dtype="float32", autocast=False,
+        tmp_path, BASE, prose(10), healing=healing, look=look, dtype=dtype, autocast=False,
         execution=load("smoke").execution,
     )  # fmt: skip
     assert len(weights) == looks
     assert notes == {"steps": kept, "nll_before": seen[0], "nll_after": min(seen)}
-    written = loading.load(tmp_path, dtype="float32").get_input_embeddings().weight
-    assert torch.equal(written, weights[kept // 2])
+    written = load_file(tmp_path / "model.safetensors")["model.embed_tokens.weight"]
+    assert weights[0].dtype == torch.float32, "trained in fp32"
+    assert torch.equal(written, weights[kept // 2].to(getattr(torch, dtype)))
     log = pd.read_parquet(tmp_path / "log.parquet").dropna(subset="heldout_nll")
     assert log["heldout_nll"].tolist() == seen
     assert log["steps"].tolist() == [2 * i for i in range(looks)]
