@@ -35,6 +35,8 @@ class Target:
     """Whether they ask for generated answers (exact match) or compare choices (accuracy)."""
     hub: str = ""
     """The hub's data set that it is made of, where it is one."""
+    version: int = 1
+    """Raised by hand when its items read otherwise."""
 
 
 def _gsm8k_example(doc: dict) -> Example:
@@ -46,7 +48,11 @@ def _gsm8k() -> Iterator[Example]:
 
 
 def _medmcqa() -> Iterator[Example]:
-    """MedMCQA items with an explanation of 80 to 900 characters, dental ones left out (noisy)."""
+    """MedMCQA items with an explanation of 80 to 900 characters, dental ones left out (noisy).
+
+    The letter stands in a sentence of its own and not behind "Answer:", with which most benchmarks end a prompt: a
+    model learns at once that a letter follows that word, and would lose their answers for this alone.
+    """
     for doc in packaged.medmcqa():
         explanation = (doc["exp"] or "").strip()
         if doc["subject_name"] == "Dental" or not 80 <= len(explanation) <= 900:
@@ -54,7 +60,7 @@ def _medmcqa() -> Iterator[Example]:
         options = "".join(f"{letter}. {doc['op' + letter.lower()]}\n" for letter in "ABCD")
         yield Example(
             f"Question: {doc['question']}\nChoices:\n{options}Explanation:",
-            f" {explanation}\nAnswer: {'ABCD'[doc['cop']]}",
+            f" {explanation}\nThe right choice is {'ABCD'[doc['cop']]}.",
             doc,
         )
 
@@ -86,7 +92,7 @@ TARGETS: dict[str, Target] = {
         _gsm8k, tasks=("gsm8k",), local=True, generates=True),
     "medmcqa": Target(
         "medical exams, question to explanation to answer (data package; re-split validation items)",
-        _medmcqa, tasks=("medmcqa",), local=True),
+        _medmcqa, tasks=("medmcqa",), local=True, version=2),
     "metamathqa": Target(
         "augmented maths questions (hub), scored on GSM8K's own test items",
         functools.partial(_hub, "meta-math/MetaMathQA", lambda d: Example(
@@ -148,7 +154,9 @@ def target_digest(name: str, *, columns: Mapping[str, str] | None = None) -> str
     if name in skills.skills():
         return f"{name}:{skills.world_digest()}"
     if name in TARGETS:
-        return f"{name}:{packaged.digest()}" if TARGETS[name].local else name
+        known = TARGETS[name]
+        digest = f"{name}:{packaged.digest()}" if known.local else name
+        return digest if known.version == 1 else f"{digest}:{known.version}"
     target(name)
     own(name, columns)
     return files.digest(name, _path(name))

@@ -166,3 +166,23 @@ def test_a_path_that_leads_nowhere_is_refused_in_one_line(name):
     for use in (targets.target, targets.target_digest):
         with pytest.raises(UserError, match="target = "):
             use(name)
+
+
+def test_the_letter_of_medmcqa_does_not_stand_behind_the_cue_of_other_tasks(monkeypatch):
+    doc = {
+        "question": "Scurvy lacks?", "opa": "Vitamin A", "opb": "Iron", "opc": "Vitamin C", "opd": "Zinc", "cop": 2,
+        "exp": f" {'Collagen needs ascorbate. ' * 4}", "subject_name": "Medicine",
+    }  # fmt: skip
+    left_out = [{"subject_name": "Dental"}, {"exp": None}, {"exp": "x" * 79}, {"exp": "x" * 901}]
+    monkeypatch.setattr(targets.packaged, "medmcqa", lambda: [doc, *(doc | change for change in left_out)])
+    (one,) = targets.target("medmcqa").read()
+    assert one.prompt == (
+        "Question: Scurvy lacks?\nChoices:\nA. Vitamin A\nB. Iron\nC. Vitamin C\nD. Zinc\nExplanation:"
+    )
+    assert one.response == f" {('Collagen needs ascorbate. ' * 4).strip()}\nThe right choice is C."
+
+
+def test_the_digest_of_a_target_follows_its_version():
+    package = targets.packaged.digest()
+    assert targets.target_digest("gsm8k") == f"gsm8k:{package}"
+    assert targets.target_digest("medmcqa") == f"medmcqa:{package}:{targets.TARGETS['medmcqa'].version}"
