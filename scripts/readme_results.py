@@ -14,6 +14,7 @@ import pandas as pd
 
 from cfutils import paths
 from cfutils.analysis import plots, verdicts
+from cfutils.models import bases
 from cfutils.profiles import DEFAULT, load
 
 MARKS = "<!-- {}:start -->\n", "<!-- {}:end -->\n"
@@ -165,10 +166,10 @@ def real(read: Read) -> str:
         for _, row in tuned.iterrows()
     )
     lines = [
-        f"**On `{profile.base.partition(':')[2]}` tuned on {plots.label(profile.target)}, the drop in bits per byte of"
-        f" the retained answers is: {lost}.**", "",
+        f"**When {bases.resolve(profile.base).label}, is tuned on {plots.label(profile.target)} at the stress rate"
+        f" {profile.lr:g}, the drop in bits per byte of the retained answers is: {lost}.**", "",
         f"Profile `{REAL}`, {len(profile.seeds)} seeds, {len(profile.retained)} tasks with up to {profile.limit} items"
-        " each, as above. An accuracy drop below 0 is a gain.", "",
+        " each, as above.", "",
         "| recipe | target NLL | retained right | drop | verdict | drop in bits per byte | verdict | "
         "KL on fresh samples |",
         "|---|---|---|---|---|---|---|---|",
