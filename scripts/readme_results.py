@@ -14,7 +14,6 @@ import pandas as pd
 
 from cfutils import paths
 from cfutils.analysis import plots, verdicts
-from cfutils.models import bases
 from cfutils.profiles import DEFAULT, load
 
 MARKS = "<!-- {}:start -->\n", "<!-- {}:end -->\n"
@@ -166,8 +165,8 @@ def real(read: Read) -> str:
         for _, row in tuned.iterrows()
     )
     lines = [
-        f"**When {bases.resolve(profile.base).label}, is tuned on {plots.label(profile.target)} at the stress rate"
-        f" {profile.lr:g}, the drop in bits per byte of the retained answers is: {lost}.**", "",
+        f"**From base `{profile.base}`, tuned on {plots.label(profile.target)} at the stress rate {profile.lr:g}, the"
+        f" drop in bits per byte of the retained answers is: {lost}.**", "",
         f"Profile `{REAL}`, {len(profile.seeds)} seeds, {len(profile.retained)} tasks with up to {profile.limit} items"
         " each, as above.", "",
         "| recipe | target NLL | retained right | drop | verdict | drop in bits per byte | verdict | "

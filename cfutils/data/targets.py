@@ -36,7 +36,7 @@ class Target:
     hub: str = ""
     """The hub's data set that it is made of, where it is one."""
     version: int = 1
-    """Raised by hand when its items read otherwise."""
+    """Raised by hand when its items read otherwise (not for skills, which have the digest of their world)."""
 
 
 def _gsm8k_example(doc: dict) -> Example:
@@ -147,7 +147,7 @@ def stamp(name: str) -> str | None:
 
 
 def target_digest(name: str, *, columns: Mapping[str, str] | None = None) -> str:
-    """What decides a target's items: the package's pin, the hub id's name, or the bytes of one's own data.
+    """What decides a target's items: the package's pin or the hub id's name, with a version; or bytes of own data.
 
     Raises `UserError` for data that cannot be read, before anything is keyed by them.
     """

@@ -173,7 +173,7 @@ def test_a_study_whose_machine_is_lost_ends_with_the_numbers_of_one_process(clus
     driver.until(  # both build something, one of them a model, which takes longest
         lambda built: built and len(list(runs.glob("*/.work-*"))) == 2 and list(runs.glob("tuned/.work-*"))
     )
-    lost, *_ = (node for *_, node in driver.built())
+    _, _, lost = driver.built()[0]
     cluster.remove_node(cluster.machines.pop(lost), allow_graceful=False)
     before = len(driver.built())
     items = driver.items()
