@@ -13,6 +13,7 @@ import difflib
 import functools
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -42,6 +43,8 @@ from cfutils.fields import (
 )  # fmt: skip
 
 DEFAULT = "tiny"
+EXTENDS = "extends"
+"""Key of a file that states only what differs from another profile, which it names."""
 
 
 @pydantic.dataclasses.dataclass(
@@ -284,6 +287,37 @@ def load(name: str | os.PathLike, /, **changes: Any) -> Profile:
 
     Raises `UserError` for an unknown profile, an unknown key, a wrong type or a value out of range.
     """
+    path = _file(name)
+    values = stated(path)
+    try:
+        profile = Profile(**{**values, "name": path.stem})
+    except UserError as error:
+        raise UserError(f"{path.name}: {error}") from None
+    return profile.change(**changes)
+
+
+def stated(name: str | os.PathLike, /, *, below: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Return the values in a profile's file, over those of the profile that it `extends`, if any.
+
+    below: names of the profiles that extend this one. Raises `UserError` for a file that is no table, and for a parent
+    that is no profile of `profiles/` or that extends this one in turn.
+    """
+    path = _file(name)
+    values = yaml_input.read(path)
+    if not isinstance(values, dict):
+        raise UserError(f"{path.name} is not a valid profile: it must be a table of `key: value` lines")
+    if "name" in values:
+        raise UserError(f"{path.name}: a profile's name is that of its file: remove the key 'name'")
+    if EXTENDS not in values:
+        return values
+    parent, below = values.pop(EXTENDS), (*below, path.stem)
+    allowed = [one for one in names() if one not in below]
+    if parent not in allowed:
+        raise UserError(f"{path.name}: {invalid_value(EXTENDS, parent, 'one of ' + ', '.join(allowed))}")
+    return {**stated(parent, below=below), **values}
+
+
+def _file(name: str | os.PathLike) -> Path:
     name = os.fspath(name)
     path = None
     if name in names():
@@ -293,13 +327,4 @@ def load(name: str | os.PathLike, /, **changes: Any) -> Profile:
     if path is None or not path.is_file():
         known = "one of " + ", ".join(names())
         raise invalid_value("profile", name, known, "Or give the path of a YAML file.")
-    values = yaml_input.read(path)
-    if not isinstance(values, dict):
-        raise UserError(f"{path.name} is not a valid profile: it must be a table of `key: value` lines")
-    try:
-        if "name" in values:
-            raise UserError("a profile's name is that of its file: remove the key 'name'")
-        profile = Profile(**{**values, "name": path.stem})
-    except UserError as error:
-        raise UserError(f"{path.name}: {error}") from None
-    return profile.change(**changes)
+    return path

@@ -377,6 +377,30 @@ def test_a_file_of_your_own_is_named_by_its_stem_and_takes_changes(tmp_path):
     assert (p.name, p.seeds, p.temperature) == ("mine", (3, 4), 0.5)
 
 
+def test_a_file_that_extends_a_profile_states_what_differs(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("extends: tiny\nseeds: [7]\nlimit: null\n", encoding="utf-8")
+    tiny, mine = profiles.load("tiny"), profiles.load(path)
+    assert mine == dataclasses.replace(tiny, name="mine", seeds=(7,), limit=None)
+    assert profiles.stated(path) == {**profiles.stated("tiny"), "seeds": [7], "limit": None}
+
+
+@pytest.mark.parametrize("parent", ["nothing", "mine.yaml", "3", "[tiny]", "null", "{a: 1}"])
+def test_a_parent_that_is_no_profile_is_refused(parent, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"extends: {parent}\n", encoding="utf-8")
+    found = line(profiles.load, str(path))
+    assert found.startswith("mine.yaml: extends = ")
+    assert found.endswith(f" is not allowed: one of {', '.join(profiles.names())}.")
+
+
+def test_profiles_that_extend_each_other_are_refused(tmp_path, monkeypatch):
+    for name, parent in (("one", "two"), ("two", "three"), ("three", "one"), ("four", "three")):
+        (tmp_path / f"{name}.yaml").write_text(f"extends: {parent}\n", encoding="utf-8")
+    monkeypatch.setattr(paths, "profiles", lambda: tmp_path)
+    assert line(profiles.load, "one") == "three.yaml: extends = 'one' is not allowed: one of four."
+
+
 @pytest.mark.parametrize("path", sorted(paths.profiles().glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_profile_that_ships_loads(path):
     p = profiles.load(path.stem)

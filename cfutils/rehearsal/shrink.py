@@ -62,8 +62,7 @@ def of(name: str) -> Iterator[str]:
     if "huggingface_hub" in sys.modules:
         raise UserError("--shrink must come before huggingface_hub is imported, which reads HF_ENDPOINT once")
     profile = profiles.load(name)
-    path = paths.profiles() / f"{name}.yaml" if name in profiles.names() else paths.given("profile", name)
-    values = shrunk(profile, yaml_input.read(path))
+    values = shrunk(profile, profiles.stated(name))
     folder = paths.runs() / "rehearsal"
     shrunk_file = folder / f"{profile.name}{SUFFIX}.yaml"
     folder.mkdir(parents=True, exist_ok=True)
