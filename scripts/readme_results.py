@@ -19,8 +19,10 @@ from cfutils.profiles import DEFAULT, load
 MARKS = "<!-- {}:start -->\n", "<!-- {}:end -->\n"
 JUDGED = {"tiny-claims": "tiny", "tiny-think": "tiny-think"}
 """Profiles whose verdicts are shown, and the names of their bases."""
-REAL = "smollm2"
-"""Profile of a real language model."""
+REAL = ("smollm2-stress",)
+"""Profiles of a real language model."""
+HEADLINE = ("ft", "cfs", "cf_kl")
+"""Recipes in the sentence about it."""
 BESIDE = {
     "ewc": "EWC with the Fisher of context-free samples", "cfs": "context-free NLL", "cf_kl": "context-free KL",
     "ft": "plain fine-tuning at a rate chosen for it",
@@ -33,40 +35,42 @@ Read = Callable[[str], pd.DataFrame]
 
 def claims(read: Read) -> str:
     """Return the recommendation, the main figure, and one row per claim and base, as Markdown."""
-    tables = {name: read(f"figures/{name}/claims.csv") for name in JUDGED}
     lines = [
         recommendation({name: read(f"figures/{name}/ranking.csv") for name in JUDGED}),
         "",
         f"![What context-free replay retains more than each rival](figures/{next(iter(JUDGED))}/claims.png)",
         "",
-        "| claim | base | verdict | effect [95 % interval] | against | matters from | detectable | seeds, items |",
+        *verdict_rows({base: read(f"figures/{name}/claims.csv") for name, base in JUDGED.items()}, of="base"),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def verdict_rows(tables: dict[str, pd.DataFrame], *, of: str, tested: bool = False) -> list[str]:
+    """Return the lines of a table with one row per claim and study, from the studies' frames of `verdicts.table`.
+
+    of: heading of the studies' names. tested: leave out claims without an effect, whose recipes were not run.
+    """
+    lines = [
+        f"| claim | {of} | verdict | effect [95 % interval] | against | matters from | detectable | seeds, items |",
         "|---|---|---|---|---|---|---|---|",
     ]
     rows = [
-        (row["claim"], row["statement"], JUDGED[name], row)
+        (row["claim"], row["statement"], name, row)
         for name, table in tables.items()
         for row in verdicts.summary(table).to_dict("records")
+        if not tested or pd.notna(row["effect"])
     ]
-    for claim, statement, base, row in sorted(rows, key=lambda r: (r[0], r[1])):
-        tested = pd.notna(row["effect"])
-        effect = f"{row['effect']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}] {unit(row)}" if tested else ""
+    for claim, statement, name, row in sorted(rows, key=lambda r: (r[0], r[1])):
+        effect = ""
+        if pd.notna(row["effect"]):
+            effect = f"{row['effect']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}] {verdicts.unit(row)}"
         cells = [
-            f"{claim} {statement}", base, f"**{row['verdict']}**", effect, plots.named(row["rival"]),
+            f"{claim} {statement}", name, f"**{row['verdict']}**", effect, plots.named(row["rival"]),
             f"{row['delta']:.3g}", f"{row['detectable']:.3g}" if pd.notna(row["detectable"]) else "",
             f"{row['seeds']:.0f}, {row['items']:,.0f}" if row["seeds"] else "",
         ]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
-UNITS = {"bpb_gold": "bits per byte", "kl": "nats per token", "acc": "of the answers"}
-
-
-def unit(row: dict) -> str:
-    """Return what an effect is measured in."""
-    if row["claim"] == "C9":
-        return "(rank correlation)"
-    return "nats per token (bias)" if row["metric"].startswith("bias") else UNITS[row["metric"]]
+    return lines
 
 
 def recommendation(rankings: dict[str, pd.DataFrame]) -> str:
@@ -155,32 +159,34 @@ def results(read: Read) -> str:
 
 
 def real(read: Read) -> str:
-    """Return what is found on a real language model, and the table behind it, as Markdown."""
-    table, profile = read(f"figures/{REAL}/recipe_bars.csv"), load(REAL)
-    tuned = table[table["recipe"] != "base"]
-
-    lost = "; ".join(
-        f"{plots.label(row['recipe'])} {between(row, 'bpb_gold')} ({row['bpb_gold_verdict']}),"
-        f" target NLL {row['target_nll']:.3f}"
-        for _, row in tuned.iterrows()
-    )
+    """Return what is found on a real language model: a sentence, one row per recipe and study, and the verdicts."""
+    lost, rows = [], []
+    for profile in map(load, REAL):
+        table = read(f"figures/{profile.name}/recipe_bars.csv")
+        base, tuned = table[table["recipe"] == "base"].iloc[0], table[table["recipe"] != "base"]
+        drops = [
+            f"{plots.label(row['recipe'])} {between(row, 'bpb_gold')}, target NLL {row['target_nll']:.3f}"
+            for row in tuned[tuned["recipe"].isin(HEADLINE)].to_dict("records")
+        ]
+        lost.append(f"{'; '.join(drops)} (`{profile.name}`, rate {profile.lr:g})")
+        scores = f"{base['target_nll']:.3f}", f"{base['acc']:.3f}"
+        rows.append([f"`{profile.name}`", "Base", "", *scores, *[""] * 4, "0"])
+        for name, (_, row) in zip(plots.row_labels(tuned), tuned.iterrows(), strict=True):
+            rows.append([
+                f"`{profile.name}`", name, f"{row['n_seeds']}", f"{row['target_nll']:.3f}", f"{row['acc']:.3f}",
+                between(row, "acc"), row["acc_verdict"], between(row, "bpb_gold"), row["bpb_gold_verdict"],
+                f"{row['kl']:.3f} ± {row['kl_stderr']:.3f}",
+            ])  # fmt: skip
     lines = [
-        f"**From base `{profile.base}`, tuned on {plots.label(profile.target)} at the stress rate {profile.lr:g}, the"
-        f" drop in bits per byte of the retained answers is: {lost}.**", "",
-        f"Profile `{REAL}`, {len(profile.seeds)} seeds, {len(profile.retained)} tasks with up to {profile.limit} items"
-        " each, as above.", "",
-        "| recipe | target NLL | retained right | drop | verdict | drop in bits per byte | verdict | "
-        "KL on fresh samples |",
-        "|---|---|---|---|---|---|---|---|",
-    ]  # fmt: skip
-    base = table[table["recipe"] == "base"].iloc[0]
-    lines.append(f"| Base | {base['target_nll']:.3f} | {base['acc']:.3f} |  |  |  |  | 0 |")
-    for name, (_, row) in zip(plots.row_labels(tuned), tuned.iterrows(), strict=True):
-        cells = [
-            name, f"{row['target_nll']:.3f}", f"{row['acc']:.3f}", between(row, "acc"), row["acc_verdict"],
-            between(row, "bpb_gold"), row["bpb_gold_verdict"], f"{row['kl']:.3f} ± {row['kl_stderr']:.3f}",
-        ]  # fmt: skip
-        lines.append("| " + " | ".join(cells) + " |")
+        f"**What SmolLM2-135M loses of its retained answers, in bits per byte: {'. '.join(lost)}.**",
+        "",
+        "| profile | recipe | seeds | target NLL | retained right | drop | verdict | drop in bits per byte | verdict |"
+        " KL on fresh samples |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+        *("| " + " | ".join(cells) + " |" for cells in rows),
+        "",
+        *verdict_rows({f"`{name}`": read(f"figures/{name}/claims.csv") for name in REAL}, of="profile", tested=True),
+    ]
     return "\n".join(lines) + "\n"
 
 

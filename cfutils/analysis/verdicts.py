@@ -21,7 +21,7 @@ Miller (arXiv 2411.00640), warnings below 300 independent items Bowyer et al. (a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -263,6 +263,15 @@ def summary(verdicts: pd.DataFrame, *, claims: Sequence[Claim] = CLAIMS) -> pd.D
              "refuted_by": claim.refuted_by}
         )  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def unit(row: Mapping) -> str:
+    """Return what the effect in a row of `table` or `summary` is measured in."""
+    claim = next(c for c in CLAIMS if (c.id, c.statement) == (row["claim"], row["statement"]))
+    if claim.test == "predicts":
+        return "rank correlation"
+    found = {m.metric: m.unit for m in claim.measures}.get(row["metric"], claim.measures[0].unit)
+    return f"{found}, bias" if claim.test == "unbiased" else found
 
 
 def _whole(part: pd.DataFrame, family: str) -> tuple[str, pd.Series]:

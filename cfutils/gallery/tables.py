@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from cfutils.analysis import plots, recommend, verdicts
-from cfutils.analysis.claims import ALPHA, CLAIMS
+from cfutils.analysis.claims import ALPHA
 from cfutils.gallery import figures
 from cfutils.gallery.captions import UNKNOWN
 
@@ -71,8 +71,8 @@ def judged(folder: Path) -> tuple[list[Verdict], Table | None]:
     widest: dict[str, float] = {}
     for row in found:
         if pd.notna(row["effect"]):
-            ends = (abs(row["low"]), abs(row["high"]), widest.get(_unit(row), 0.0))
-            widest[_unit(row)] = max(ends)
+            ends = (abs(row["low"]), abs(row["high"]), widest.get(verdicts.unit(row), 0.0))
+            widest[verdicts.unit(row)] = max(ends)
     rows = [_test(row) for row in data.to_dict("records")]
     header = ("claim", "against", "measure", "effect [95 %]", "p, adjusted", "verdict", "reason")
     note = (
@@ -81,20 +81,12 @@ def judged(folder: Path) -> tuple[list[Verdict], Table | None]:
     return [_verdict(row, widest) for row in found], Table("Every test", note, header, rows)
 
 
-def _unit(row: Mapping) -> str:
-    claim = next(c for c in CLAIMS if (c.id, c.statement) == (row["claim"], row["statement"]))
-    if claim.test == "predicts":
-        return "rank correlation"
-    unit = {m.metric: m.unit for m in claim.measures}.get(row["metric"], claim.measures[0].unit)
-    return f"{unit}, bias" if claim.test == "unbiased" else unit
-
-
 def _verdict(row: Mapping, widest: Mapping[str, float]) -> Verdict:
     tested = pd.notna(row["effect"])
-    effect = f"{_interval(row, 'effect', 'low', 'high').text} {_unit(row)}, " if tested else ""
+    effect = f"{_interval(row, 'effect', 'low', 'high').text} {verdicts.unit(row)}, " if tested else ""
     bar = None
     if tested:
-        most = widest[_unit(row)] or 1.0
+        most = widest[verdicts.unit(row)] or 1.0
         bar = Bar(*(round(50 + 50 * row[name] / most, 2) for name in ("low", "high", "effect")))
     seeds, items = int(row["seeds"]), int(row["items"])
     return Verdict(

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Container, Sequence
 from pathlib import Path
 
-from cfutils import paths, profiles
+from cfutils import paths, profiles, progress
 from cfutils.errors import UserError
 from cfutils.gallery import copies, page
 from cfutils.lab import Lab
@@ -36,7 +36,8 @@ def write(profile: str, jobs: Sequence[Job], good: Container[str] = ()) -> list[
                 copies.write(executed / f"{one.name}.ipynb", f"{one.number} · {one.title}", folder)
         whole = {job.notebook.name for job in prepare(profile, (), ())} if name == original.name else set()
         shown = [one for one in sources.notebooks() if one in own or one.name in whole or _drawn(one, folder)]
-        written.append(page.write(lab, shown))
+        with progress.task("report and gallery"):  # lm-eval reads its tasks with bars of its own
+            written.append(page.write(lab, shown))
     return written
 
 
