@@ -185,7 +185,7 @@ def real(read: Read) -> str:
         "|---|---|---|---|---|---|---|---|---|---|",
         *("| " + " | ".join(cells) + " |" for cells in rows),
         "",
-        *verdict_rows({f"`{name}`": read(f"figures/{name}/claims.csv") for name in REAL}, of="profile", tested=True),
+        *verdict_rows({f"`{name}`": read(f"figures/{name}/verdicts.csv") for name in REAL}, of="profile", tested=True),
     ]
     return "\n".join(lines) + "\n"
 

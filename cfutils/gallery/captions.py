@@ -216,6 +216,7 @@ def _own_runs(data: pd.DataFrame) -> str:
 
 CAPTIONS: dict[str, tuple[str, Callable[[pd.DataFrame], str]]] = {
     "claims": ("Verdicts on the claims", _claims),
+    "verdicts": ("Verdicts on the claims", _claims),
     "ranking": ("Every method at one target score", _ranking),
     "frontiers": ("Every method over its own knob", _frontiers),
     "frontier": ("New task against old abilities", _frontier),

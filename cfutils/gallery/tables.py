@@ -60,9 +60,12 @@ class Verdict:
 
 
 def judged(folder: Path) -> tuple[list[Verdict], Table | None]:
-    """Return a verdict on each claim, and every test behind them; nothing where the folder has no figure `claims`."""
-    data = figures.table(folder, "claims")
-    if data is None:
+    """Return a verdict on each claim, and every test behind them; nothing where the folder has no figure of them.
+
+    Those of notebook 07 (`claims`), whose rivals have grids of their own, go before those of notebook 03 (`verdicts`).
+    """
+    drawn = (figures.table(folder, name) for name in ("claims", "verdicts"))
+    if (data := next((table for table in drawn if table is not None), None)) is None:
         return [], None
     try:
         found = verdicts.summary(data.fillna({"reason": ""})).to_dict("records")
