@@ -158,9 +158,21 @@ def results(read: Read) -> str:
     return "\n".join(lines) + "\n"
 
 
+def one_task(drops: pd.DataFrame) -> str:
+    """Return where plain fine-tuning loses most, and what each recipe of the headline loses there and elsewhere."""
+    own = drops[(drops["task"] != "mean") & drops["recipe"].isin(HEADLINE)]
+    table = own.pivot(index="task", columns="recipe", values="drop")
+    task = table["ft"].idxmax()
+    there, elsewhere = (
+        ", ".join(f"{plots.label(name)} {part[name]:+.3f}" for name in HEADLINE)
+        for part in (table.loc[task], table.drop(index=task).mean())
+    )
+    return f"on {plots.label(task)} {there}; mean of the other {len(table) - 1} tasks: {elsewhere}"
+
+
 def real(read: Read) -> str:
     """Return what is found on a real language model: a sentence, one row per recipe and study, and the verdicts."""
-    lost, rows = [], []
+    lost, rows, most = [], [], []
     for profile in map(load, REAL):
         table = read(f"figures/{profile.name}/recipe_bars.csv")
         base, tuned = table[table["recipe"] == "base"].iloc[0], table[table["recipe"] != "base"]
@@ -169,6 +181,7 @@ def real(read: Read) -> str:
             for row in tuned[tuned["recipe"].isin(HEADLINE)].to_dict("records")
         ]
         lost.append(f"{'; '.join(drops)} (`{profile.name}`, rate {profile.lr:g})")
+        most.append(f"`{profile.name}`: {one_task(read(f'figures/{profile.name}/drop_heatmap_bpb_gold.csv'))}.")
         scores = f"{base['target_nll']:.3f}", f"{base['acc']:.3f}"
         rows.append([f"`{profile.name}`", "Base", "", *scores, *[""] * 4, "0"])
         for name, (_, row) in zip(plots.row_labels(tuned), tuned.iterrows(), strict=True):
@@ -184,6 +197,8 @@ def real(read: Read) -> str:
         " KL on fresh samples |",
         "|---|---|---|---|---|---|---|---|---|---|",
         *("| " + " | ".join(cells) + " |" for cells in rows),
+        "",
+        f"One task can be most of a mean. {' '.join(most)}",
         "",
         *verdict_rows({f"`{name}`": read(f"figures/{name}/verdicts.csv") for name in REAL}, of="profile", tested=True),
     ]
