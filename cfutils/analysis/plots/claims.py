@@ -53,7 +53,7 @@ def claim_intervals(
     seeds, items = int(data["seeds"].max()), int(data["items"].max())
     title = "Claims: what context-free replay retains more than each rival (C8: its KL form than its NLL form)"
     size = (3.2 + 4.6 * len(metrics), 1.5 + 0.33 * len(names))
-    fig, axes = figure(f"{title}\n95 % intervals over {seeds} seeds and up to {items:,} items", size,
+    fig, axes = figure(f"{title}\n95 % intervals over {seeds} seed{'s' * (seeds != 1)} and up to {items:,} items", size,
                        ncols=len(metrics), sharey=True, squeeze=False)  # fmt: skip
     for ax, metric in zip(axes[0], metrics, strict=True):
         own = data[data["metric"] == metric]
