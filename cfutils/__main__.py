@@ -79,15 +79,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="NOTEBOOK",
         help="only these: 01, 1 or 01_generation",
     )
-    sub.add_argument(
-        "-p",
-        "--parameter",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="NAME=VALUE",
-        help="another value for a notebook's parameter",
-    )
+    _add_parameters(sub)
     again = sub.add_mutually_exclusive_group()
     again.add_argument(
         "--rebuild",
@@ -146,13 +138,16 @@ def parser() -> argparse.ArgumentParser:
         "results",
         "Put a profile's results into the shipped layer, or compare two sets of results.",
         _results,
-        epilog="examples:\n  cfutils results export smollm2\n  cfutils results compare smollm2 here\n\n"
+        epilog="examples:\n  cfutils results export smollm2\n  cfutils results export smollm2 -p 'seeds=[0, 1, 2]'\n"
+        "  cfutils results compare smollm2 here\n\n"
+        "export writes what is built of all that is asked for: with -p also runs that the profile does not list yet.\n"
         "compare takes a profile (its shipped results), a folder of results, or `here` (this machine's).",
     )
     sub.add_argument("action", choices=("export", "compare"))
     sub.add_argument(
         "name", nargs="+", metavar="NAME", help="export: a profile; compare: two of them"
     )
+    _add_parameters(sub)
 
     sample.add(command)
     planning.add(command)
@@ -258,6 +253,13 @@ def _gallery(options: argparse.Namespace) -> int:
     return 0
 
 
+def _add_parameters(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "-p", "--parameter", nargs="+", action="extend", default=[], metavar="NAME=VALUE",
+        help="another value for a notebook's parameter",
+    )  # fmt: skip
+
+
 def _results(options: argparse.Namespace) -> int:
     from cfutils.runner import results
 
@@ -267,8 +269,10 @@ def _results(options: argparse.Namespace) -> int:
             f"`cfutils results {options.action}` takes {wanted} name{'s'[: wanted - 1]}"
         )
     if options.action == "export":
-        print(results.export(*options.name))
+        print(results.export(*options.name, options.parameter))
         return 0
+    if options.parameter:
+        raise UserError("`cfutils results compare` takes no -p: it compares all that both sides hold")
     found = results.compare(*options.name)
     print(
         table(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -22,13 +23,14 @@ from cfutils.units import size
 HERE = "here"
 
 
-def export(name: str) -> str:
+def export(name: str, given: Iterable[str] = ()) -> str:
     """Write what there is of what a profile's notebooks read into data/results/PROFILE; return a report.
 
-    Steps that are missing are counted: a long study ships after every finished run. Raises `UserError` if there is
-    nothing to ship, or too much.
+    given: other values of their parameters, as NAME=VALUE. Steps that are missing are counted: a long study ships after
+    every finished run, also of seeds that the profile does not list yet. Raises `UserError` if there is nothing to
+    ship, or too much.
     """
-    jobs = prepare(name, (), ())
+    jobs = prepare(name, (), given)
     profile = jobs[0].profile
     store = store_of(profile)
     tops = {step.key: step for job in jobs for step in job.reads(store)}

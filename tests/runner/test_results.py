@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 
 import pandas as pd
@@ -45,7 +46,7 @@ def project(tmp_path, monkeypatch):
     (root / "data" / "cache").symlink_to(here / "data" / "cache")
     (root / "profiles" / "small.yaml").write_text(SMALL)
     node = nbformat.v4.new_notebook(metadata={"cfutils": {"title": "One", "studies": ["methods"]}})
-    source = 'profile: str = "small"  # scale'
+    source = 'profile: str = "small"  # scale\nseeds: list = None  # seeds of tuning'
     node.cells = [nbformat.v4.new_code_cell(source, metadata={"tags": ["parameters"]})]
     nbformat.write(node, root / "notebooks" / "01_one.ipynb")
     monkeypatch.setenv("CFUTILS_ROOT", str(root))
@@ -61,6 +62,9 @@ def test_results_ship_and_are_read_without_a_model(project, events, capsys):
     steps = study.log()["step"].tolist()
     assert cli.main(["results", "export", "small"]) == 0
     assert "of 11 artifacts" in capsys.readouterr().out.replace("11 of 11", "of 11")
+    assert cli.main(["results", "export", "small", "-p", "seeds=[0, 7]"]) == 0  # what there is of a longer study
+    assert re.search(r"11 of (1[2-9]|2\d) artifacts.*; [1-9]\d? are not built yet", capsys.readouterr().out)
+    assert cli.main(["results", "compare", "small", "here", "-p", "seeds=[0]"]) == 2
     assert cli.main(["results", "compare", "small", "here"]) == 0
     assert "identical" in capsys.readouterr().out
     shutil.rmtree(project / "runs")
