@@ -288,7 +288,7 @@ def load(name: str | os.PathLike, /, **changes: Any) -> Profile:
     Raises `UserError` for an unknown profile, an unknown key, a wrong type or a value out of range.
     """
     path = _file(name)
-    values = stated(path)
+    values = _stated(path)
     try:
         profile = Profile(**{**values, "name": path.stem})
     except UserError as error:
@@ -296,13 +296,17 @@ def load(name: str | os.PathLike, /, **changes: Any) -> Profile:
     return profile.change(**changes)
 
 
-def stated(name: str | os.PathLike, /, *, below: tuple[str, ...] = ()) -> dict[str, Any]:
+def stated(name: str | os.PathLike, /) -> dict[str, Any]:
     """Return the values in a profile's file, over those of the profile that it `extends`, if any.
 
-    below: names of the profiles that extend this one. Raises `UserError` for a file that is no table, and for a parent
-    that is no profile of `profiles/` or that extends this one in turn.
+    Raises `UserError` for a file that is no table, and for a parent that is no profile of `profiles/` or that extends
+    this one in turn.
     """
-    path = _file(name)
+    return _stated(_file(name))
+
+
+def _stated(path: Path, below: tuple[str, ...] = ()) -> dict[str, Any]:
+    """below: names of the profiles that extend this one."""
     values = yaml_input.read(path)
     if not isinstance(values, dict):
         raise UserError(f"{path.name} is not a valid profile: it must be a table of `key: value` lines")
@@ -314,7 +318,7 @@ def stated(name: str | os.PathLike, /, *, below: tuple[str, ...] = ()) -> dict[s
     allowed = [one for one in names() if one not in below]
     if parent not in allowed:
         raise UserError(f"{path.name}: {invalid_value(EXTENDS, parent, 'one of ' + ', '.join(allowed))}")
-    return {**stated(parent, below=below), **values}
+    return {**_stated(_file(parent), below), **values}
 
 
 def _file(name: str | os.PathLike) -> Path:

@@ -172,7 +172,7 @@ def one_task(drops: pd.DataFrame) -> str:
 
 def real(read: Read) -> str:
     """Return what is found on a real language model: a sentence, one row per recipe and study, and the verdicts."""
-    lost, rows, most = [], [], []
+    lost, about, rows, most = [], [], [], []
     for profile in map(load, REAL):
         table = read(f"figures/{profile.name}/recipe_bars.csv")
         base, tuned = table[table["recipe"] == "base"].iloc[0], table[table["recipe"] != "base"]
@@ -181,6 +181,10 @@ def real(read: Read) -> str:
             for row in tuned[tuned["recipe"].isin(HEADLINE)].to_dict("records")
         ]
         lost.append(f"{'; '.join(drops)} (`{profile.name}`, rate {profile.lr:g})")
+        about.append(
+            f"`{profile.name}`: base `{profile.base}`, {profile.n_train:,} items of {plots.label(profile.target)},"
+            f" {len(profile.retained)} retained tasks with up to {profile.limit} items each."
+        )
         most.append(f"`{profile.name}`: {one_task(read(f'figures/{profile.name}/drop_heatmap_bpb_gold.csv'))}.")
         scores = f"{base['target_nll']:.3f}", f"{base['acc']:.3f}"
         rows.append([f"`{profile.name}`", "Base", "", *scores, *[""] * 4, "0"])
@@ -192,6 +196,8 @@ def real(read: Read) -> str:
             ])  # fmt: skip
     lines = [
         f"**What SmolLM2-135M loses of its retained answers, in bits per byte: {'. '.join(lost)}.**",
+        "",
+        " ".join(about),
         "",
         "| profile | recipe | seeds | target NLL | retained right | drop | verdict | drop in bits per byte | verdict |"
         " KL on fresh samples |",

@@ -64,8 +64,10 @@ def judged(folder: Path) -> tuple[list[Verdict], Table | None]:
 
     Those of notebook 07 (`claims`), whose rivals have grids of their own, go before those of notebook 03 (`verdicts`).
     """
-    drawn = (figures.table(folder, name) for name in ("claims", "verdicts"))
-    if (data := next((table for table in drawn if table is not None), None)) is None:
+    data = figures.table(folder, "claims")
+    if data is None:
+        data = figures.table(folder, "verdicts")
+    if data is None:
         return [], None
     try:
         found = verdicts.summary(data.fillna({"reason": ""})).to_dict("records")
