@@ -13,7 +13,7 @@ from collections.abc import Callable
 import pandas as pd
 
 from cfutils import paths
-from cfutils.analysis import plots, verdicts
+from cfutils.analysis import plots, ranking, verdicts
 from cfutils.profiles import DEFAULT, load
 
 MARKS = "<!-- {}:start -->\n", "<!-- {}:end -->\n"
@@ -170,17 +170,25 @@ def one_task(drops: pd.DataFrame) -> str:
     return f"on {plots.label(task)} {there}; mean of the other {len(table) - 1} tasks: {elsewhere}"
 
 
+def beside_ft(table: pd.DataFrame) -> str:
+    """Return what each recipe of the headline loses, and its paired difference from plain fine-tuning."""
+    parts = []
+    for name, row in table.set_index("recipe").loc[list(HEADLINE)].iterrows():
+        found = f"{plots.label(name)} {row['drop']:.3f}"
+        if name != "ft":
+            low, high, remark = row["difference_low"], row["difference_high"], ranking.remark(row)
+            found += f" ({row['difference']:+.3f} [{low:+.3f}, {high:+.3f}]{remark and f', {remark}'})"
+        parts.append(found)
+    return ", ".join(parts)
+
+
 def real(read: Read) -> str:
     """Return what is found on a real language model: a sentence, one row per recipe and study, and the verdicts."""
     lost, about, rows, most = [], [], [], []
     for profile in map(load, REAL):
         table = read(f"figures/{profile.name}/recipe_bars.csv")
         base, tuned = table[table["recipe"] == "base"].iloc[0], table[table["recipe"] != "base"]
-        drops = [
-            f"{plots.label(row['recipe'])} {between(row, 'bpb_gold')}, target NLL {row['target_nll']:.3f}"
-            for row in tuned[tuned["recipe"].isin(HEADLINE)].to_dict("records")
-        ]
-        lost.append(f"{'; '.join(drops)} (`{profile.name}`, rate {profile.lr:g})")
+        lost.append(f"`{profile.name}`: {beside_ft(read(f'figures/{profile.name}/against_ft.csv'))}")
         about.append(
             f"`{profile.name}`: base `{profile.base}`, {profile.n_train:,} items of {plots.label(profile.target)},"
             f" {len(profile.retained)} retained tasks with up to {profile.limit} items each."
@@ -195,7 +203,10 @@ def real(read: Read) -> str:
                 f"{row['kl']:.3f} ± {row['kl_stderr']:.3f}",
             ])  # fmt: skip
     lines = [
-        f"**What SmolLM2-135M loses of its retained answers, in bits per byte: {'. '.join(lost)}.**",
+        f"**What SmolLM2-135M loses of its retained answers, in bits per byte. {'. '.join(lost)}. In parentheses the"
+        " difference from plain fine-tuning, paired by seed and item, with its 95 % interval.**",
+        "",
+        f"![What every recipe loses, and how much less than plain fine-tuning](figures/{REAL[0]}/against_ft.png)",
         "",
         " ".join(about),
         "",

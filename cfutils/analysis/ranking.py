@@ -5,6 +5,8 @@ Exploratory: it compares all with all, to choose a method by; claims are judged 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pandas as pd
 
 from cfutils.analysis import contrasts
@@ -23,7 +25,8 @@ COLUMNS = [
 def at_one_target(items: pd.DataFrame, *, treatment: str = "cfs", measure: Measure = BITS) -> pd.DataFrame:
     """Drop of every recipe at the treatment's target score, on its own frontier; the smallest drop first.
 
-    items: item-level results of the study "frontier", base included. The treatment is at the middle of its knob.
+    items: item-level results of the study "frontier" or "methods", base included. The treatment is at the middle of its
+    knob.
 
     Returns `COLUMNS`. drop, low, high (95 %, seeds and items crossed): how much worse than the base, in the metric's
     unit. difference: the recipe's drop minus the treatment's, paired by seed and item; above 0 the recipe forgets
@@ -56,6 +59,20 @@ def at_one_target(items: pd.DataFrame, *, treatment: str = "cfs", measure: Measu
     out = pd.DataFrame(rows).reindex(columns=COLUMNS)
     out["p_adjusted"] = benjamini_hochberg(out["p"].astype(float))
     return out.sort_values("drop", ignore_index=True)
+
+
+def treatment(table: pd.DataFrame) -> str:
+    """Return the recipe that the others of a frame of `at_one_target` are compared with: it has no difference."""
+    return table.loc[table["difference"].isna(), "recipe"].iloc[0]
+
+
+def remark(row: Mapping) -> str:
+    """Return what keeps the difference in a row of `at_one_target` from standing, in words; "" where it stands."""
+    if row["reach"] != "same":
+        return f"{row['reach']}: not comparable"
+    if pd.isna(row["p_adjusted"]):
+        return "one seed"
+    return "" if row["p_adjusted"] < ALPHA else "within noise"
 
 
 def _ends(name: str, found: Crossed, low: str, high: str) -> dict[str, float]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 
 import pandas as pd
 
-from cfutils.analysis import forgetting, plots, recommend, verdicts
+from cfutils.analysis import forgetting, plots, ranking, recommend, verdicts
 
 UNKNOWN = (KeyError, IndexError, TypeError, ValueError)
 """What data raise that an earlier version has drawn, whose columns or rows were others."""
@@ -45,7 +45,8 @@ def _ranking(data: pd.DataFrame) -> str:
     same = data[data["reach"] == "same"]
     unit, first, last = plots.label(data["metric"].iloc[0]), same.iloc[0], same.iloc[-1]
     return (
-        f"Of {len(same)} methods that reach the target score of Context-free NLL, {plots.label(first['recipe'])}"
+        f"Of {len(same)} methods that reach the target score of {plots.label(ranking.treatment(data))}, "
+        f"{plots.label(first['recipe'])}"
         f" forgets least ({first['drop']:.2f} in {unit}) and {plots.label(last['recipe'])} most ({last['drop']:.2f})."
         f" {len(data) - len(same)} do not reach it."
     )
@@ -218,6 +219,7 @@ CAPTIONS: dict[str, tuple[str, Callable[[pd.DataFrame], str]]] = {
     "claims": ("Verdicts on the claims", _claims),
     "verdicts": ("Verdicts on the claims", _claims),
     "ranking": ("Every method at one target score", _ranking),
+    "against_ft": ("Every recipe at the target score of plain fine-tuning", _ranking),
     "frontiers": ("Every method over its own knob", _frontiers),
     "frontier": ("New task against old abilities", _frontier),
     "recipe_bars": ("Forgetting, mean over retained tasks", _recipe_bars),

@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from cfutils.analysis import plots, recommend, verdicts
-from cfutils.analysis.claims import ALPHA
+from cfutils.analysis import plots, ranking, recommend, verdicts
 from cfutils.gallery import figures
 from cfutils.gallery.captions import UNKNOWN
 
@@ -178,19 +177,19 @@ def _target(column: str) -> str:
 
 
 def _ranking(data: pd.DataFrame) -> Table:
-    unit = plots.label(data["metric"].iloc[0])
+    unit, treatment = plots.label(data["metric"].iloc[0]), ranking.treatment(data)
     rows = []
     for row in data.to_dict("records"):
-        treated = row["recipe"] == "cfs"
-        sure = row["p_adjusted"] < ALPHA
-        words = "" if treated else row["reach"] if row["reach"] != "same" else "" if sure else "within noise"
+        treated = row["recipe"] == treatment
+        words = "" if treated else ranking.remark(row)
         rows.append(
             [Cell(plots.label(row["recipe"])), _interval(row, "drop", "low", "high"),
              Cell("") if treated else _interval(row, "difference", "difference_low", "difference_high"),
              _p(row["p_adjusted"]), Cell(words)]
         )  # fmt: skip
-    header = ("method", f"drop in {unit} [95 %]", "minus that of Context-free NLL [95 %]", "p, adjusted", "remark")
-    note = "Each where its frontier has the target score of Context-free NLL, or where it ends if it does not reach it."
+    beside = plots.label(treatment)
+    header = ("method", f"drop in {unit} [95 %]", f"minus that of {beside} [95 %]", "p, adjusted", "remark")
+    note = f"Each where its frontier has the target score of {beside}, or where it ends if it does not reach it."
     return Table("Every method at one target score", note, header, rows)
 
 
@@ -219,6 +218,7 @@ def _score(row: Mapping) -> Cell:
 
 
 MAKERS: dict[str, Callable[[pd.DataFrame], Table]] = {
-    "recipe_bars": _recipes, "ranking": _ranking, "own_runs": _own, "thinking_recipes": _thinking,
+    "recipe_bars": _recipes, "ranking": _ranking, "against_ft": _ranking, "own_runs": _own,
+    "thinking_recipes": _thinking,
 }  # fmt: skip
 """Tables, by the figure whose data they show."""

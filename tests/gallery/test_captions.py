@@ -14,8 +14,9 @@ from cfutils.runner.notebook import notebooks
 def test_the_ranking_names_the_first_and_the_last_of_those_that_reach_the_target():
     data = pd.DataFrame(
         {
-            "recipe": ["replay_only", "l2", "ft"],
+            "recipe": ["replay_only", "l2", "cfs"],
             "drop": [0.0, 0.25, 1.5],
+            "difference": [-1.5, -1.25, None],
             "metric": "bpb_gold",
             "reach": ["learns less", "same", "same"],
         }
@@ -24,7 +25,7 @@ def test_the_ranking_names_the_first_and_the_last_of_those_that_reach_the_target
     assert title == "Every method at one target score"
     assert text == (
         "Of 2 methods that reach the target score of Context-free NLL, L2 to base forgets least (0.25 in answer bits"
-        " per byte) and Plain fine-tuning most (1.50). 1 do not reach it."
+        " per byte) and Context-free NLL most (1.50). 1 do not reach it."
     )
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from cfutils.analysis.claims import ALPHA
+from cfutils.analysis import ranking as analysis
 from cfutils.analysis.forgetting import KEYS, LOWER_IS_BETTER
 from cfutils.analysis.plots.direct_labels import Mark, label_points
 from cfutils.analysis.plots.families import FAMILIES, family
@@ -75,16 +75,17 @@ def claim_intervals(
     return fig, data
 
 
-def ranking(table: pd.DataFrame, *, treatment: str = "cfs") -> tuple[Figure, pd.DataFrame]:
-    """Drop of every recipe at the treatment's target score, the smallest on top, with the paired difference in words.
+def ranking(table: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
+    """Drop of every recipe at one target score, the smallest on top, with the paired difference in words.
 
     table: frame of `ranking.at_one_target`. Hollow points are recipes whose frontier does not reach that target score:
     they are drawn where they end. Returns the drawn frame.
     """
     data = some(table.dropna(subset=["drop"]), "recipes with a drop")
-    metric, seeds, items = data["metric"].iloc[0], data["seeds"].max(), data["items"].max()
-    title = f"How much every method forgets at the target score of {label(treatment)}"
-    title += f"\n95 % intervals over {seeds} seeds and {items:,} retained items; right: paired difference"
+    metric, seeds, items = data["metric"].iloc[0], int(data["seeds"].max()), int(data["items"].max())
+    treatment = analysis.treatment(data)
+    title = f"How much every method forgets at the target score of {label(treatment)}\n95 % intervals over {seeds}"
+    title += f" seed{'s' * (seeds != 1)} and {items:,} retained items; right: paired difference"
     fig, ax = figure(title, (9.5, 1.6 + 0.27 * len(data)))
     for place, row in enumerate(data.to_dict("records")):
         bars = error_bars(row["drop"], row["low"], row["high"])[:, None]
@@ -105,10 +106,8 @@ def ranking(table: pd.DataFrame, *, treatment: str = "cfs") -> tuple[Figure, pd.
 def _against(row: dict, treatment: str) -> str:
     if row["recipe"] == treatment:
         return "compared with the others"
-    if row["reach"] != "same":
-        return f"{row['reach']}: not comparable"
-    sure = row["p_adjusted"] < ALPHA
-    return f"{row['difference']:+.3f}" + ("" if sure else ", within noise")
+    remark = analysis.remark(row)
+    return remark if row["reach"] != "same" else ", ".join([f"{row['difference']:+.3f}", *[remark] * bool(remark)])
 
 
 def frontiers(
