@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cfutils.analysis import ranking
+from cfutils.analysis import plots, ranking
 from cfutils.errors import UserError
 
 
@@ -37,3 +37,24 @@ def test_drops_and_differences_at_the_treatments_target_score(items):
 def test_what_lacks_the_treatment_is_refused(items):
     with pytest.raises(UserError, match="lack the base, cf_kl"):
         ranking.at_one_target(items, treatment="cf_kl")
+
+
+@pytest.mark.parametrize(
+    ("reach", "p", "words"),
+    [("same", 0.04, ""), ("same", 0.06, "within noise"), ("same", float("nan"), "one seed"),
+     ("learns less", 0.01, "learns less: not comparable")],
+)  # fmt: skip
+def test_what_keeps_a_difference_from_standing(reach, p, words):
+    assert ranking.remark({"reach": reach, "p_adjusted": p}) == words
+
+
+def test_a_figure_of_one_seed_says_so(make_items, over_seeds):
+    items = make_items([*over_seeds("ft", bits=2.0, nll=0.5), *over_seeds("cfs", bits=1.3, nll=0.5)])
+    one = items[items["seed"].eq(0) | items["recipe"].eq("base")]
+    table = ranking.at_one_target(one, treatment="ft")
+    assert ranking.treatment(table) == "ft"
+    fig, data = plots.ranking(table)
+    words = {text.get_text() for text in fig.axes[0].texts}
+    assert words == {"compared with the others", "-0.700, one seed"}
+    assert "over 1 seed and" in fig.get_suptitle() + fig.axes[0].get_title(loc="left")
+    assert data["recipe"].tolist() == ["cfs", "ft"]
