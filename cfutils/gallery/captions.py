@@ -43,12 +43,12 @@ def _claims(data: pd.DataFrame) -> str:
 
 def _ranking(data: pd.DataFrame) -> str:
     same = data[data["reach"] == "same"]
-    unit, first, last = plots.label(data["metric"].iloc[0]), same.iloc[0], same.iloc[-1]
+    unit, first, last, short = plots.label(data["metric"].iloc[0]), same.iloc[0], same.iloc[-1], len(data) - len(same)
     return (
         f"Of {len(same)} methods that reach the target score of {plots.label(ranking.treatment(data))}, "
         f"{plots.label(first['recipe'])}"
         f" forgets least ({first['drop']:.2f} in {unit}) and {plots.label(last['recipe'])} most ({last['drop']:.2f})."
-        f" {len(data) - len(same)} do not reach it."
+        + (f" {short} do not reach it." if short else "")
     )
 
 
