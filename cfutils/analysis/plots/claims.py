@@ -9,7 +9,6 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from cfutils.analysis import ranking as analysis
 from cfutils.analysis.forgetting import KEYS, LOWER_IS_BETTER
 from cfutils.analysis.plots.direct_labels import Mark, label_points
 from cfutils.analysis.plots.families import FAMILIES, family
@@ -27,6 +26,7 @@ from cfutils.analysis.plots.style import (
     wide_range,
     with_unit,
 )
+from cfutils.analysis.ranking import remark, treatment
 
 WORDS = {
     "supported": "#00734E", "contradicted": "#B03A00", "equivalent": "#00558A", "inconclusive": "#555555",
@@ -83,8 +83,8 @@ def ranking(table: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     """
     data = some(table.dropna(subset=["drop"]), "recipes with a drop")
     metric, seeds, items = data["metric"].iloc[0], int(data["seeds"].max()), int(data["items"].max())
-    treatment = analysis.treatment(data)
-    title = f"How much every method forgets at the target score of {label(treatment)}\n95 % intervals over {seeds}"
+    compared = treatment(data)
+    title = f"How much every method forgets at the target score of {label(compared)}\n95 % intervals over {seeds}"
     title += f" seed{'s' * (seeds != 1)} and {items:,} retained items; right: paired difference"
     fig, ax = figure(title, (9.5, 1.6 + 0.27 * len(data)))
     for place, row in enumerate(data.to_dict("records")):
@@ -93,7 +93,7 @@ def ranking(table: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
         shade = ink(row["recipe"])
         points(ax, [row["drop"]], [place], xerr=bars, color=shade, marker="o",
                markerfacecolor=shade if same else "white", markeredgecolor=shade)  # fmt: skip
-        ax.annotate(_against(row, treatment), (1.02, place), xycoords=("axes fraction", "data"), va="center",
+        ax.annotate(_against(row, compared), (1.02, place), xycoords=("axes fraction", "data"), va="center",
                     fontsize=8.5, color="black" if same else "#777777")  # fmt: skip
     ax.axvline(0, color="black", linestyle=":", linewidth=1)
     ax.set_yticks(range(len(data)), [label(name) for name in data["recipe"]])
@@ -103,11 +103,13 @@ def ranking(table: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     return fig, data
 
 
-def _against(row: dict, treatment: str) -> str:
-    if row["recipe"] == treatment:
+def _against(row: dict, compared: str) -> str:
+    if row["recipe"] == compared:
         return "compared with the others"
-    remark = analysis.remark(row)
-    return remark if row["reach"] != "same" else ", ".join([f"{row['difference']:+.3f}", *[remark] * bool(remark)])
+    words = remark(row)
+    if row["reach"] != "same":
+        return words
+    return f"{row['difference']:+.3f}" + (f", {words}" if words else "")
 
 
 def frontiers(
