@@ -206,6 +206,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 2
     except KeyboardInterrupt:
+        sys.unraisablehook = lambda _: None  # a half-written file's complaint as it is collected
         print("cfutils: interrupted; the same command goes on where it stopped", file=sys.stderr)
         return 130
 

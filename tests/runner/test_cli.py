@@ -115,9 +115,15 @@ def test_run_passes_everything_on_and_returns_its_code(monkeypatch):
 
 
 def test_an_interrupt_is_exit_130(monkeypatch, capsys):
+    class HalfWritten:
+        def __del__(self):
+            raise ValueError("the file is closed")  # as pyarrow's writer does
+
     def interrupt(*_, **__):
+        _writer = HalfWritten()
         raise KeyboardInterrupt
 
+    monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)
     monkeypatch.setattr(batch, "run", interrupt)
     assert cli.main(["run"]) == 130
     assert capsys.readouterr().err == "cfutils: interrupted; the same command goes on where it stopped\n"
