@@ -19,7 +19,7 @@ from cfutils.profiles import DEFAULT, load
 MARKS = "<!-- {}:start -->\n", "<!-- {}:end -->\n"
 JUDGED = {"tiny-claims": "tiny", "tiny-think": "tiny-think"}
 """Profiles whose verdicts are shown, and the names of their bases."""
-REAL = ("smollm2", "smollm2-stress")
+REAL = ("smollm2", "smollm2-stress", "smollm2-not-healed")
 """Profiles of a real language model."""
 HEADLINE = ("ft", "cfs", "cf_kl")
 """Recipes in the sentence about it."""
