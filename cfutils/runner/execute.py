@@ -58,6 +58,13 @@ class Failure:
 class Kernel(AsyncKernelManager):
     """A kernel of this very interpreter, whose child processes end when it ends."""
 
+    stderr: TextIO
+    """Where its process's own stderr goes: ipykernel reports there what an interrupt broke off."""
+
+    async def start_kernel(self, **how: Any) -> None:
+        """Start its process."""
+        await super()._async_start_kernel(**how, stderr=self.stderr)
+
     def format_kernel_cmd(self, extra_arguments: list[str] | None = None) -> list[str]:
         """Return the command of ipykernel under this interpreter."""
         command = [
@@ -183,7 +190,7 @@ def _execute(notebook: Notebook, parameters: dict, running: Path, output: Output
             parameters,
             kernel_name="python3",
             language="python",
-            kernel_manager_class=Kernel,
+            kernel_manager_class=type("Kernel", (Kernel,), {"stderr": output.log}),
             start_timeout=START_TIMEOUT,
             progress_bar=False,
             log_output=False,

@@ -454,6 +454,13 @@ def test_what_a_kernel_is_at_is_shown_and_leaves_nothing_in_its_notebook(root, m
     assert "".join(output.text for output in outputs) == "hello\nbuilt tuned: ft in 3 s\n"
 
 
+def test_what_a_kernel_says_of_itself_goes_to_the_log(root, capfd):
+    write(root, "01_one", "import sys\nprint('[IPKernelApp] ERROR', file=sys.__stderr__, flush=True)")
+    assert batch.run("tiny") == 0
+    assert "IPKernelApp" not in "".join(capfd.readouterr())
+    assert "[IPKernelApp] ERROR" in (root / "data/runs/notebooks/tiny/01_one.log").read_text()
+
+
 def test_a_terminal_shows_one_line_and_ctrl_c_leaves_it_clean(root):
     write(root, "01_long", LONG, LONG)
     terminal = Terminal([sys.executable, "-m", "cfutils", "run", "tiny"], env={"CFUTILS_ROOT": str(root)})
