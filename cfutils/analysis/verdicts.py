@@ -22,6 +22,7 @@ Miller (arXiv 2411.00640), warnings below 300 independent items Bowyer et al. (a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -32,6 +33,7 @@ from cfutils.analysis.claims import ALPHA, BITS, CLAIMS, Claim, Measure
 from cfutils.analysis.contrasts import Contrast, Problem
 from cfutils.analysis.paired import Pool, Scores
 from cfutils.analysis.significance import benjamini_hochberg, holm, mcnemar
+from cfutils.errors import invalid_value
 
 FEW = 300
 """Independent items below which an interval may be too narrow."""
@@ -95,6 +97,19 @@ def table(
     ]
     out["verdict"], out["reason"] = zip(*found, strict=True) if found else ([], [])
     return out[COLUMNS]
+
+
+def along(items: pd.DataFrame, setting: str, *, recipes: Sequence[str]) -> pd.DataFrame:
+    """Judge, for each of several recipes, whether a setting of its replay matters (C6): a frame of `table`.
+
+    items: item-level results of the study of that setting, base and plain fine-tuning included. Holm's adjustment is
+    over all values of all recipes. Raises `UserError` for another setting than temperature and ratio.
+    """
+    declared = {claim.study: claim for claim in CLAIMS if claim.test == "differs"}
+    if setting not in declared:
+        raise invalid_value("setting", setting, "one of " + ", ".join(declared))
+    claims = [replace(declared[setting], treatment=recipe) for recipe in recipes]
+    return table(items, **{setting: items}, claims=claims)
 
 
 def _rows(claim: Claim, pool: Pool, thinking: Sequence[str]) -> list[dict]:

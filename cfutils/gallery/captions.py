@@ -41,6 +41,23 @@ def _claims(data: pd.DataFrame) -> str:
     return f"{found.sum()} claims: {', '.join(counts)}. Above 0 the method tested retains more than its rival."
 
 
+def _along(data: pd.DataFrame) -> str:
+    """Say of each recipe at which values it retains more or less than at the one they are compared with."""
+    own = data[data["metric"] == data["metric"].iloc[0]].copy()
+    own[["recipe", "value"]] = own["rival"].str.split(" at ", expand=True)
+    said = []
+    for recipe, part in own.groupby("recipe", sort=False):
+        differs = [
+            f"{'less' if row['effect'] > 0 else 'more'} at {row['value']} ({abs(row['effect']):.3f})"
+            for row in part[part["verdict"] == "supported"].to_dict("records")
+        ]
+        counts = part.loc[part["verdict"] != "supported", "verdict"].value_counts()
+        rest = [f"{n} {word}" for word, n in counts.items()]
+        differs = differs or ["neither more nor less beyond noise"]
+        said.append(f"{plots.label(recipe)} retains {', '.join(differs)}" + (f"; {', '.join(rest)}" if rest else ""))
+    return f"{'. '.join(said)}. In {plots.label(own['metric'].iloc[0])}, paired by seed and item."
+
+
 def _ranking(data: pd.DataFrame) -> str:
     same = data[data["reach"] == "same"]
     unit, first, last, short = plots.label(data["metric"].iloc[0]), same.iloc[0], same.iloc[-1], len(data) - len(same)
@@ -218,6 +235,8 @@ def _own_runs(data: pd.DataFrame) -> str:
 CAPTIONS: dict[str, tuple[str, Callable[[pd.DataFrame], str]]] = {
     "claims": ("Verdicts on the claims", _claims),
     "verdicts": ("Verdicts on the claims", _claims),
+    "temperature_verdicts": ("Does the temperature matter? Beside T = 1", _along),
+    "ratio_verdicts": ("Does the share of replay matter? Beside the smallest", _along),
     "ranking": ("Every method at one target score", _ranking),
     "against_ft": ("Every recipe at the target score of plain fine-tuning", _ranking),
     "frontiers": ("Every method over its own knob", _frontiers),

@@ -222,6 +222,10 @@ def test_settings_are_compared_with_their_reference(make_items, over_seeds):
     assert bits["effect"].tolist() == pytest.approx([0.1, 0.005, 0.2, -0.6])
     whole = verdicts.summary(out, claims=both)
     assert whole["verdict"].tolist() == ["supported", "supported"]
+    along = verdicts.along(items[items["ratio"].isna() | (items["ratio"] == 0.6)], "temperature", recipes=["cfs", "ft"])
+    assert along[along["metric"] == "bpb_gold"]["verdict"].tolist() == ["supported", "equivalent", "not testable"]
+    with pytest.raises(UserError, match="temperature, ratio"):
+        verdicts.along(items, "lr", recipes=["cfs"])
     assert verdicts.table(items, claims=both).empty  # results that are not given
     only = items[~(items["temperature"] == 1)]
     assert (

@@ -44,6 +44,25 @@ def test_an_ablation_names_the_setting_that_loses_least_with_its_interval():
     )
 
 
+def test_a_setting_that_matters_is_named_with_its_difference_and_side():
+    rows = [
+        ("cfs at temperature 0.5", "bpb_gold", 0.25, "supported"),
+        ("cfs at temperature 0.75", "bpb_gold", -0.0625, "supported"),
+        ("cfs at temperature 1.5", "bpb_gold", 0.1, "inconclusive"),
+        ("cf_kl at temperature 0.5", "bpb_gold", 0.001, "equivalent"),
+        ("cfs at temperature 0.5", "kl", 0.5, "supported"),
+    ]
+    title, text = caption(
+        "temperature_verdicts", pd.DataFrame(rows, columns=["rival", "metric", "effect", "verdict"])
+    )
+    assert title == "Does the temperature matter? Beside T = 1"
+    assert text == (
+        "Context-free NLL retains less at temperature 0.5 (0.250), more at temperature 0.75 (0.062); 1 inconclusive."
+        " Context-free KL retains neither more nor less beyond noise; 1 equivalent."
+        " In answer bits per byte, paired by seed and item."
+    )
+
+
 @pytest.mark.parametrize("name", ["ranking", "my_figure"])
 def test_unknown_data_are_described_by_their_size(name):
     assert caption(name, pd.DataFrame({"x": [1, 2], "y": [3, 4]}))[1] == "Drawn from 2 rows: x, y."

@@ -35,8 +35,12 @@ WORDS = {
 """Colour of each verdict."""
 
 
+CLAIMED = "Claims: what context-free replay retains more than each rival (C8: its KL form than its NLL form)"
+"""Title over all claims."""
+
+
 def claim_intervals(
-    table: pd.DataFrame, *, metrics: Sequence[str] | None = None
+    table: pd.DataFrame, *, title: str = CLAIMED, metrics: Sequence[str] | None = None
 ) -> tuple[Figure, pd.DataFrame]:
     """Every comparison of a claim with its interval, the difference that matters, and its verdict; a panel a metric.
 
@@ -51,7 +55,6 @@ def claim_intervals(
     names = data[["claim", "rival"]].drop_duplicates().reset_index(drop=True)
     place = {tuple(row): n for n, row in enumerate(names.to_numpy())}
     seeds, items = int(data["seeds"].max()), int(data["items"].max())
-    title = "Claims: what context-free replay retains more than each rival (C8: its KL form than its NLL form)"
     size = (3.2 + 4.6 * len(metrics), 1.5 + 0.33 * len(names))
     fig, axes = figure(f"{title}\n95 % intervals over {seeds} seed{'s' * (seeds != 1)} and up to {items:,} items", size,
                        ncols=len(metrics), sharey=True, squeeze=False)  # fmt: skip
