@@ -2,13 +2,16 @@
 
     .venv/bin/python scripts/readme_results.py
 
-Reads the tables that notebooks 03 and 07 drew from, figures/PROFILE/*.csv; a test holds them together, so no number
-in the README is typed by hand.
+Reads the tables that notebooks 03 and 07 drew from, figures/PROFILE/*.csv, and the records of shipped results; a test
+holds them together, so no number in the README is typed by hand.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
+from typing import IO
 
 import pandas as pd
 
@@ -30,7 +33,7 @@ BESIDE = {
 }  # fmt: skip
 """Recipes named beside the one that is recommended."""
 Read = Callable[[str], pd.DataFrame]
-"""Reads a table by its path below the repository's root."""
+"""Reads a table, CSV or Parquet, by its path below the repository's root."""
 
 
 def claims(read: Read) -> str:
@@ -182,6 +185,18 @@ def beside_ft(table: pd.DataFrame) -> str:
     return ", ".join(parts)
 
 
+def spent(read: Read) -> str:
+    """Return the hours that the shipped results of a real model took, by processor, and what it tuned in."""
+    shipped = [read(f"data/results/{name}/records.parquet") for name in REAL]
+    records = pd.DataFrame([json.loads(text) for table in shipped for text in table["record"]])
+    records = records.drop_duplicates("key")  # profiles share the healed base, for one
+    parts = []
+    for cpu, own in records.groupby(records["machine"].map(lambda machine: machine["cpu"]), sort=False):
+        precision = own.loc[own["label"].str.match("ft "), "notes"].iloc[0]["precision"]
+        parts.append(f"{own['seconds'].sum() / 3600:.1f} h on an {cpu} (tuned in {precision})")
+    return " and ".join(parts)
+
+
 def real(read: Read) -> str:
     """Return what is found on a real language model: a sentence, one row per recipe and study, and the verdicts."""
     lost, about, rows, most = [], [], [], []
@@ -218,6 +233,8 @@ def real(read: Read) -> str:
         f"One task can be most of a mean. {' '.join(most)}",
         "",
         *verdict_rows({f"`{name}`": read(f"figures/{name}/verdicts.csv") for name in REAL}, of="profile", tested=True),
+        "",
+        f"Computed on two cores in {spent(read)}: the sum over all steps, of which two ran side by side at times.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -234,13 +251,18 @@ def parts(text: str, name: str) -> tuple[str, str, str]:
     return before + start, inside, end + after
 
 
+def table(path: str, file: Path | IO[bytes]) -> pd.DataFrame:
+    """Read a table in the format that its path ends in, from that file or its bytes."""
+    return pd.read_parquet(file) if path.endswith(".parquet") else pd.read_csv(file)
+
+
 def main() -> None:
     """Write every block again."""
     readme = paths.root() / "README.md"
     text = readme.read_text(encoding="utf-8")
     for name, write in BLOCKS.items():
         before, _, after = parts(text, name)
-        text = before + write(lambda path: pd.read_csv(paths.root() / path)) + after
+        text = before + write(lambda path: table(path, paths.root() / path)) + after
     readme.write_text(text, encoding="utf-8")
 
 

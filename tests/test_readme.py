@@ -49,10 +49,10 @@ def test_results_are_those_of_the_shipped_figures(name):
 
     def shipped(path: str) -> pd.DataFrame:
         command = ["git", "-C", str(paths.root()), "show", f"HEAD:{path}"]
-        found = subprocess.run(command, capture_output=True, text=True)
+        found = subprocess.run(command, capture_output=True)
         if found.returncode:
             pytest.skip(f"no git checkout to read the shipped {path} from")
-        return pd.read_csv(io.StringIO(found.stdout))
+        return SCRIPT.table(path, io.BytesIO(found.stdout))
 
     assert SCRIPT.parts(README, name)[1] == SCRIPT.BLOCKS[name](shipped)
 
