@@ -53,6 +53,9 @@ def _along(data: pd.DataFrame) -> str:
         ]
         counts = part.loc[part["verdict"] != "supported", "verdict"].value_counts()
         rest = [f"{n} {word}" for word, n in counts.items()]
+        if set(counts.index) == {"not testable"} and not differs:
+            said.append(f"{plots.label(recipe)}: not testable ({part['reason'].iloc[0]})")
+            continue
         differs = differs or ["neither more nor less beyond noise"]
         said.append(f"{plots.label(recipe)} retains {', '.join(differs)}" + (f"; {', '.join(rest)}" if rest else ""))
     return f"{'. '.join(said)}. In {plots.label(own['metric'].iloc[0])}, paired by seed and item."

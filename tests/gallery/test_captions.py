@@ -50,16 +50,16 @@ def test_a_setting_that_matters_is_named_with_its_difference_and_side():
         ("cfs at temperature 0.75", "bpb_gold", -0.0625, "supported"),
         ("cfs at temperature 1.5", "bpb_gold", 0.1, "inconclusive"),
         ("cf_kl at temperature 0.5", "bpb_gold", 0.001, "equivalent"),
+        ("l2 at temperature 0.5", "bpb_gold", 0.3, "not testable"),
         ("cfs at temperature 0.5", "kl", 0.5, "supported"),
     ]
-    title, text = caption(
-        "temperature_verdicts", pd.DataFrame(rows, columns=["rival", "metric", "effect", "verdict"])
-    )
+    data = pd.DataFrame(rows, columns=["rival", "metric", "effect", "verdict"]).assign(reason="one seed")
+    title, text = caption("temperature_verdicts", data)
     assert title == "Does the temperature matter? Beside T = 1"
     assert text == (
         "Context-free NLL retains less at temperature 0.5 (0.250), more at temperature 0.75 (0.062); 1 inconclusive."
         " Context-free KL retains neither more nor less beyond noise; 1 equivalent."
-        " In answer bits per byte, paired by seed and item."
+        " L2 to base: not testable (one seed). In answer bits per byte, paired by seed and item."
     )
 
 
