@@ -17,6 +17,7 @@ import pandas as pd
 
 from cfutils import paths
 from cfutils.analysis import plots, ranking, verdicts
+from cfutils.gallery.captions import caption
 from cfutils.profiles import DEFAULT, load
 
 MARKS = "<!-- {}:start -->\n", "<!-- {}:end -->\n"
@@ -24,6 +25,8 @@ JUDGED = {"tiny-claims": "tiny", "tiny-think": "tiny-think"}
 """Profiles whose verdicts are shown, and the names of their bases."""
 REAL = ("smollm2", "smollm2-stress", "smollm2-not-healed")
 """Profiles of a real language model."""
+ABLATED = "smollm2-survey"
+"""Profile of it with several temperatures and shares of replay."""
 HEADLINE = ("ft", "cfs", "cf_kl")
 """Recipes in the sentence about it."""
 BESIDE = {
@@ -185,9 +188,17 @@ def beside_ft(table: pd.DataFrame) -> str:
     return ", ".join(parts)
 
 
+def setting(read: Read, name: str) -> str:
+    """Return at which value of a setting of the replay least is lost, and whether that is known."""
+    (_, where), (asked, judged) = (
+        caption(part, read(f"figures/{ABLATED}/{part}.csv")) for part in (name, f"{name}_verdicts")
+    )
+    return f"{where} {asked}: {judged}"
+
+
 def spent(read: Read) -> str:
     """Return the hours that the shipped results of a real model took, by processor, and what it tuned in."""
-    shipped = [read(f"data/results/{name}/records.parquet") for name in REAL]
+    shipped = [read(f"data/results/{name}/records.parquet") for name in (*REAL, ABLATED)]
     records = pd.DataFrame([json.loads(text) for table in shipped for text in table["record"]])
     records = records.drop_duplicates("key")  # profiles share the healed base, for one
     parts = []
@@ -233,6 +244,14 @@ def real(read: Read) -> str:
         f"One task can be most of a mean. {' '.join(most)}",
         "",
         *verdict_rows({f"`{name}`": read(f"figures/{name}/verdicts.csv") for name in REAL}, of="profile", tested=True),
+        "",
+        f"**Which temperature?** {setting(read, 'temperature')}",
+        "",
+        f"**How much replay?** {setting(read, 'ratio')}",
+        "",
+        f"![Loss, target and KL against the temperature of sampling](figures/{ABLATED}/temperature.png)",
+        "",
+        f"![Loss, target and KL against the share of replay](figures/{ABLATED}/ratio.png)",
         "",
         f"Computed on two cores in {spent(read)}: the sum over all steps, of which two ran side by side at times.",
     ]
