@@ -2,8 +2,8 @@
 
     .venv/bin/python scripts/readme_results.py
 
-Reads the tables that notebooks 03 and 07 drew from, figures/PROFILE/*.csv, and the records of shipped results; a test
-holds them together, so no number in the README is typed by hand.
+Reads the tables that notebooks 03, 04, 05 and 07 drew from, figures/PROFILE/*.csv, and the records of shipped
+results; a test holds them together, so no number in the README is typed by hand.
 """
 
 from __future__ import annotations
@@ -270,7 +270,7 @@ def parts(text: str, name: str) -> tuple[str, str, str]:
     return before + start, inside, end + after
 
 
-def table(path: str, file: Path | IO[bytes]) -> pd.DataFrame:
+def parse(path: str, file: Path | IO[bytes]) -> pd.DataFrame:
     """Read a table in the format that its path ends in, from that file or its bytes."""
     return pd.read_parquet(file) if path.endswith(".parquet") else pd.read_csv(file)
 
@@ -281,7 +281,7 @@ def main() -> None:
     text = readme.read_text(encoding="utf-8")
     for name, write in BLOCKS.items():
         before, _, after = parts(text, name)
-        text = before + write(lambda path: table(path, paths.root() / path)) + after
+        text = before + write(lambda path: parse(path, paths.root() / path)) + after
     readme.write_text(text, encoding="utf-8")
 
 

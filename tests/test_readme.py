@@ -52,7 +52,7 @@ def test_results_are_those_of_the_shipped_figures(name):
         found = subprocess.run(command, capture_output=True)
         if found.returncode:
             pytest.skip(f"no git checkout to read the shipped {path} from")
-        return SCRIPT.table(path, io.BytesIO(found.stdout))
+        return SCRIPT.parse(path, io.BytesIO(found.stdout))
 
     assert SCRIPT.parts(README, name)[1] == SCRIPT.BLOCKS[name](shipped)
 

@@ -77,7 +77,8 @@ def table(
     less; C9: effect is Spearman's rho, delta and p are those of the bound (`mechanism`).
     """
     frames = {"methods": items, "temperature": temperature, "ratio": ratio}
-    pools = {name: Pool(frame) for name, frame in frames.items() if frame is not None}
+    asked = {claim.study for claim in claims}
+    pools = {name: Pool(frame) for name, frame in frames.items() if frame is not None and name in asked}
     rows = []
     for claim in claims:
         if claim.test == "unbiased" and estimates is not None:

@@ -47,15 +47,15 @@ def _along(data: pd.DataFrame) -> str:
     own[["recipe", "value"]] = own["rival"].str.split(" at ", expand=True)
     said = []
     for recipe, part in own.groupby("recipe", sort=False):
+        if (part["verdict"] == "not testable").all():
+            said.append(f"{plots.label(recipe)}: not testable ({part['reason'].iloc[0]})")
+            continue
         differs = [
             f"{'less' if row['effect'] > 0 else 'more'} at {row['value']} ({abs(row['effect']):.3f})"
             for row in part[part["verdict"] == "supported"].to_dict("records")
         ]
         counts = part.loc[part["verdict"] != "supported", "verdict"].value_counts()
         rest = [f"{n} {word}" for word, n in counts.items()]
-        if set(counts.index) == {"not testable"} and not differs:
-            said.append(f"{plots.label(recipe)}: not testable ({part['reason'].iloc[0]})")
-            continue
         differs = differs or ["neither more nor less beyond noise"]
         said.append(f"{plots.label(recipe)} retains {', '.join(differs)}" + (f"; {', '.join(rest)}" if rest else ""))
     return f"{'. '.join(said)}. In {plots.label(own['metric'].iloc[0])}, paired by seed and item."

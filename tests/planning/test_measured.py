@@ -1,7 +1,5 @@
 """Predictions against what benchmarks/planning.py measured on SmolLM2 and the tiny base."""
 
-import dataclasses
-
 import pandas as pd
 import pytest
 
@@ -44,7 +42,7 @@ def again(row: dict, benchmark) -> tuple[float, float]:
     """Seconds and bytes that are predicted now, with the calibration that was taken when the row was measured."""
     profile = profiles.load(row["profile"], **benchmark.SMALL[row["profile"]])
     if profile.autocast is None:  # as the machine that it was measured on tunes, not as this one does
-        profile = dataclasses.replace(profile, autocast=row["bf16"] > row["fp32"])
+        profile = profile.change(autocast=row["bf16"] > row["fp32"])
     rates = {name: 1e9 * row[name] for name in ("bf16", "fp32", "bandwidth")}
     device = Device(
         name=CPU, about="", memory=2.5e10, link=1e9, price=0.0, source="", efficiency=CPU_EFFICIENCY, **rates

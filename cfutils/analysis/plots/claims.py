@@ -33,8 +33,6 @@ WORDS = {
     "not comparable": "#8A8A8A", "not testable": "#8A8A8A",
 }  # fmt: skip
 """Colour of each verdict."""
-
-
 CLAIMED = "Claims: what context-free replay retains more than each rival (C8: its KL form than its NLL form)"
 """Title over all claims."""
 
