@@ -62,9 +62,11 @@ def check(
         data = files.HUB + data
     targets.target(data)
     name = re.sub(r"[^\w.+=,@-]+", "-", Path(data.removeprefix(files.HUB)).stem)[:60].lstrip("-.") or "data"
+    # on adapters L2 would penalise their own weights, not the distance of the model's from the base
+    recipes = ("ft", "wise_ft") if lora else ("ft", "l2", "wise_ft")
     lab = Lab(Profile(
         name=f"adapt-{name}", about=f"{data} on {base}", base=base, start_token=start_token, target=data,
-        columns=dict(columns or {}), retained=keep or _kept(base), recipes=("ft", "wise_ft"), alphas=sizes.ALPHAS,
+        columns=dict(columns or {}), retained=keep or _kept(base), recipes=recipes, alphas=sizes.ALPHAS,
         ablation_recipes=("cfs", "cf_kl"), ratios=sizes.RATIOS, seeds=seeds, ablation_seeds=seeds, lr_factors=(1.0,),
         **({"train": "lora", "strengths": {"lora": lora}} if lora else {}),
         max_tokens=sizes.MAX_TOKENS, n_probe=sizes.PROBE, n_contextual=sizes.PROBE, chunk=CHUNK, max_new_tokens=48,

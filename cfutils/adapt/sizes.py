@@ -1,7 +1,8 @@
 """How large a study fits into a time: arithmetic on counts, lengths and a measured speed, nothing loaded.
 
 What is run is declared, not searched: plain fine-tuning at three learning rates, chosen by validation items; then plain
-fine-tuning, context-free NLL and context-free KL at two shares of replay each, and WiSE-FT's curve of the first.
+fine-tuning, L2 to base, context-free NLL and context-free KL at two shares of replay each, and WiSE-FT's curve of the
+first.
 """
 
 from __future__ import annotations
@@ -30,8 +31,9 @@ BACKWARD, GENERATED = 3.0, 2.0
 """Cost of a token in tuning and in sampling, in forward passes of one token."""
 LORA = 4.0
 """Largest learning rate of low-rank adapters, in that of all weights."""
-SCORED, TUNED = 2 + 2 * len(RATIOS) + len(ALPHAS), 1 + 2 * len(RATIOS)
-"""Models that are scored (the base, plain fine-tuning, ratios of two recipes, averages) and that are tuned."""
+SCORED, TUNED = 3 + 2 * len(RATIOS) + len(ALPHAS), 2 + 2 * len(RATIOS)
+"""Models that are scored (the base, plain fine-tuning, L2, ratios of two recipes, averages) and that are tuned; with
+low-rank adapters there is no L2, one fewer."""
 
 
 @dataclass(frozen=True, kw_only=True)

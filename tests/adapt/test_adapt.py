@@ -29,7 +29,7 @@ def test_what_is_delivered(delivered, tiny_base, mine, capsys):
     assert model.generate(**tokenizer("Say 3", return_tensors="pt"), max_new_tokens=2).shape[1] > 2
     found = json.loads((out / "results.json").read_text())
     assert found["recommendation"] == said and sum(row["recommended"] for row in found["runs"]) == 1
-    assert {row["recipe"] for row in found["runs"]} == {"base", "ft", "cfs", "cf_kl", "wise_ft"}
+    assert {row["recipe"] for row in found["runs"]} == {"base", "ft", "l2", "cfs", "cf_kl", "wise_ft"}
     card = ModelCard.load(out / "model" / "README.md")
     assert card.data.base_model is None and f"- tuned from {tiny_base}" in card.text and card.data.eval_results
     assert all(line in card.text for line in said)
@@ -79,7 +79,7 @@ def test_files_of_ones_own_are_kept_beside_tasks(store, tiny_base, mine, small, 
     said = capsys.readouterr().out
     assert "kept: opened (400 items), closed (300 items), task (400 items), largest; at most 2 items of each" in said
     records = [json.loads(path.read_text()) for path in (store.folder / "retained").glob("*/record.json")]
-    assert len(records) == 9 and str(tmp_path) not in json.dumps([r["inputs"] for r in records])
+    assert len(records) == 10 and str(tmp_path) not in json.dumps([r["inputs"] for r in records])
     items = pd.concat(pd.read_parquet(path) for path in (store.folder / "retained").glob("*/items.parquet"))
     metrics = {name: set(own["metric"]) for name, own in items.groupby("task")}
     assert metrics == {
