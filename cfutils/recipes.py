@@ -34,6 +34,10 @@ def _weighting(label: str, default: float, factors: tuple[float, ...] = (0.5, 1.
     return Knob(name="weighting_strength", label=label, default=default, factors=factors)
 
 
+def _rate_share(default: float, factors: tuple[float, ...]) -> Knob:
+    return Knob(name="lr_share", label="learning rate / that of ft", default=default, factors=factors)
+
+
 RECIPES: dict[str, Recipe] = {
     r.name: r
     for r in (
@@ -105,7 +109,7 @@ RECIPES: dict[str, Recipe] = {
                      "(SDFT, arXiv 2402.13669)."),
         Recipe(name="recover", label="Recovery distillation", replay=("tuned",), replay_loss="kl", target=False,
                after="recover", of="ft",
-               knob=Knob(name="lr_share", label="learning rate / that of ft", default=0.3, factors=(0.3, 1.0, 3.0)),
+               knob=_rate_share(0.3, (0.3, 1.0, 3.0)),
                about="Plain fine-tuning, then KL(base || tuned) on the tuned model's own samples without the target "
                      "(after tinker-cookbook's recovery recipe, which is on-policy)."),
         Recipe(name="cf_kl_eaft", label="Context-free KL + EAFT", replay=("context_free",), replay_loss="kl",
@@ -116,6 +120,8 @@ RECIPES: dict[str, Recipe] = {
                about="Control: the replay of context-free NLL in the same order and amount, without the target."),
         Recipe(name="replay_only_text", label="Text replay alone", replay=("text",), target=False, knob=RATE,
                about="Control: the same of text replay."),
+        Recipe(name="low_lr", label="Plain fine-tuning, low rate", knob=_rate_share(0.25, (0.4, 1.0, 2.0)),
+               about="Plain fine-tuning at a quarter of the learning rate: what any other cure has to beat."),
     )
 }  # fmt: skip
 
@@ -280,7 +286,7 @@ def tuning(profile: Profile, one: Plan) -> dict[str, Any]:
     }  # fmt: skip
     if row.knob.name == "weight_decay":
         found["weight_decay"] = one.strength
-    if row.after == "recover":
+    if row.knob.name == "lr_share":
         found["lr"] = times(one.lr, one.strength)
     if row.fresh and profile.epochs > 1:  # in one epoch no sample is seen twice anyway
         found["fresh"] = True

@@ -257,6 +257,11 @@ def test_what_an_average_and_a_recovery_begin_with():
     assert recovery["lr"] == pytest.approx(3e-4) and recovery["replay_loss"] == "kl" and not recovery["target"]
 
 
+def test_a_low_rate_is_plain_fine_tuning_at_a_share_of_the_rate():
+    low, plain = (recipes.plan(make(), name, seed=0, lr=lr) for name, lr in (("low_lr", 1e-3), ("ft", 2.5e-4)))
+    assert recipes.tuning(make(), low) == recipes.tuning(make(), plain)
+
+
 def test_a_row_can_be_added_and_used_like_any_other(monkeypatch):
     monkeypatch.setattr(recipes, "RECIPES", dict(RECIPES))
     monkeypatch.setattr("cfutils.fields.RECIPES", recipes.RECIPES)
