@@ -35,6 +35,8 @@ class Contrast:
     """(seeds, runs): the rival, at the treatment's target score where it has several points."""
     gap: Crossed | None = None
     """Target score of the treatment minus that of the rival; above 0, the treatment learned more."""
+    metric: str | None = None
+    """What the gap is measured in."""
     matched: bool = False
     """Whether target scores are alike."""
 
@@ -116,27 +118,28 @@ def middle(line: Line) -> int:
 def _contrast(
     pool: Pool, rival: str, seeds: Sequence[int], ours: np.ndarray, theirs: np.ndarray
 ) -> Contrast:
-    gap, matched = match(pool, ours - theirs)
+    gap, metric, matched = match(pool, ours - theirs)
     return Contrast(
-        rival=rival, seeds=tuple(seeds), ours=ours, theirs=theirs, gap=gap, matched=matched
+        rival=rival, seeds=tuple(seeds), ours=ours, theirs=theirs, gap=gap, metric=metric, matched=matched
     )  # fmt: skip
 
 
-def match(pool: Pool, mix: np.ndarray) -> tuple[Crossed | None, bool]:
-    """The gap of target scores, and whether they are alike.
+def match(pool: Pool, mix: np.ndarray) -> tuple[Crossed | None, str | None, bool]:
+    """The gap of target scores, the metric that it is in, and whether they are alike.
 
     They are if the gap is within the window (`claims.WINDOWS`). If it is not but its interval holds zero, the answers
     are too few to tell, and NLL decides, which is far more precise.
     """
     if pool.window is None:
-        return None, False
+        return None, None, False
     scores, metric = pool.window
     gap = scores.estimate(mix)
     low, high = gap.interval()
-    if abs(gap.effect) <= WINDOWS[metric] or not low <= 0 <= high or metric == POSITION:
-        return gap, bool(abs(gap.effect) <= WINDOWS[metric])
-    place = pool.scores(Measure(POSITION, group="target", delta=WINDOWS[POSITION], unit=""))
-    return gap, bool(place and abs(place.estimate(mix).effect) <= WINDOWS[POSITION])
+    unclear = abs(gap.effect) > WINDOWS[metric] and low <= 0 <= high
+    place = Measure(POSITION, group="target", delta=WINDOWS[POSITION], unit="")
+    if unclear and metric != POSITION and (nll := pool.scores(place)):
+        gap, metric = nll.estimate(mix), POSITION
+    return gap, metric, bool(abs(gap.effect) <= WINDOWS[metric])
 
 
 def premise(

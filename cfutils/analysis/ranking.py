@@ -18,7 +18,7 @@ from cfutils.errors import UserError
 
 COLUMNS = [
     "recipe", "drop", "low", "high", "difference", "difference_low", "difference_high", "p", "p_adjusted", "reach",
-    "target_gap", "metric", "seeds", "items",
+    "target_gap", "target_metric", "metric", "seeds", "items",
 ]  # fmt: skip
 
 
@@ -31,8 +31,8 @@ def at_one_target(items: pd.DataFrame, *, treatment: str = "cfs", measure: Measu
     Returns `COLUMNS`. drop, low, high (95 %, seeds and items crossed): how much worse than the base, in the metric's
     unit. difference: the recipe's drop minus the treatment's, paired by seed and item; above 0 the recipe forgets
     more; p_adjusted is Benjamini and Hochberg's over all recipes, NaN with one seed. reach: "same" target score, or
-    "learns less" or "learns more" where the frontier does not reach it, with target_gap (treatment minus recipe,
-    `contrasts.Contrast`). Raises `UserError` without a base, the treatment or the measure.
+    "learns less" or "learns more" where the frontier does not reach it, with target_gap (treatment minus recipe)
+    in target_metric (`contrasts.match`). Raises `UserError` without a base, the treatment or the measure.
     """
     pool = Pool(items)
     scores, ours = pool.scores(measure), pool.line(treatment)
@@ -52,7 +52,7 @@ def at_one_target(items: pd.DataFrame, *, treatment: str = "cfs", measure: Measu
             row |= _ends("difference", found, "difference_low", "difference_high")
             row["p"] = float(found.p()) if found.n_seeds > 1 else float("nan")
         if pair.gap is not None:
-            row["target_gap"] = float(pair.gap.effect)
+            row |= {"target_gap": float(pair.gap.effect), "target_metric": pair.metric}
             if not pair.matched:
                 row["reach"] = "learns less" if pair.gap.effect > 0 else "learns more"
         rows.append(row)

@@ -70,17 +70,18 @@ def _row(
     pool: Pool, measure: Measure, name: str, settings: pd.Series, runs: np.ndarray, plain: np.ndarray
 ) -> dict:
     ours, theirs = pool.only(runs), pool.only(plain)
-    scores, kl, (window, metric) = pool.scores(measure), pool.scores(KL), pool.window
+    scores, kl, window = pool.scores(measure), pool.scores(KL), pool.window[0]
     drop = scores.estimate(pool.only(pool.base, len(runs)) - ours)
     found = {"recipe": name, **settings, "target": float(window.means()[runs].mean()), "seeds": len(runs)}
     found |= dict(zip(("drop", "low", "high"), (drop.effect, *drop.interval(1 - ALPHA)), strict=True))
     found["kl"] = float(kl.means()[runs].mean()) if kl else np.nan
     if name == PLAIN:
         return {**found, "target_gap": 0.0, "learned": True}
-    gap, alike = match(pool, theirs - ours)
+    gap, by, alike = match(pool, theirs - ours)
     saved = scores.estimate(ours - theirs)
     found |= dict(zip(("saved", "saved_low", "saved_high"), (saved.effect, *saved.interval(1 - ALPHA)), strict=True))
-    return {**found, "target_gap": float(gap.effect), "learned": bool(alike or gap.effect <= WINDOWS[metric])}
+    found["target_gap"] = float(window.estimate(theirs - ours).effect)
+    return {**found, "learned": bool(alike or gap.effect <= WINDOWS[by])}
 
 
 def _choice(table: pd.DataFrame) -> int:

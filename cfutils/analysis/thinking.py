@@ -115,8 +115,8 @@ def differences(
     its rival. A rival with several points is taken at the recipe's target score.
 
     Returns columns: recipe, rival, effect, low, high (95 %), p_adjusted (two-sided, Holm's over the rows), seeds,
-    items, target_gap (recipe minus rival, in right answers; above 0 where the recipe learned more), matched (whether
-    target scores count as equal), reading. Numbers are NaN where a recipe was not run.
+    items, target_gap (recipe minus rival; above 0 where the recipe learned more), target_metric (what that is in),
+    matched (whether target scores count as equal), reading. Numbers are NaN where a recipe was not run.
     """
     pool = Pool(only(items, tasks))
     scores = pool.scores(THOUGHT, tuple(tasks))
@@ -131,10 +131,12 @@ def differences(
         low, high = map(float, found.interval(1 - ALPHA))
         gap = float(pair.gap.effect) if pair.gap else np.nan
         rows.append(
-            row | {"effect": float(found.effect), "low": low, "high": high, "target_gap": gap, "matched": pair.matched,
+            row | {"effect": float(found.effect), "low": low, "high": high, "target_gap": gap,
+                   "target_metric": pair.metric, "matched": pair.matched,
                    "p": float(found.p()) if found.n_seeds > 1 else np.nan}
         )  # fmt: skip
-    columns = ["recipe", "rival", "effect", "low", "high", "p", "seeds", "items", "target_gap", "matched", "reading"]
+    columns = ["recipe", "rival", "effect", "low", "high", "p", "seeds", "items", "target_gap", "target_metric",
+               "matched", "reading"]  # fmt: skip
     out = pd.DataFrame(rows).reindex(columns=columns)
     out.insert(columns.index("p"), "p_adjusted", holm(out["p"]))
     words = [row["reading"] if pd.isna(row["effect"]) else _reading(row) for row in out.to_dict("records")]

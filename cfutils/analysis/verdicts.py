@@ -47,8 +47,8 @@ VERDICTS = (
 )
 COLUMNS = [
     "claim", "statement", "rival", "metric", "effect", "low", "high", "p", "p_adjusted", "p_equivalent", "delta",
-    "seeds", "items", "detectable", "seeds_needed", "target_gap", "target_low", "target_high", "matched",
-    "mcnemar_p", "warning", "primary", "verdict", "reason",
+    "seeds", "items", "detectable", "seeds_needed", "target_gap", "target_low", "target_high", "target_metric",
+    "matched", "mcnemar_p", "warning", "primary", "verdict", "reason",
 ]  # fmt: skip
 FAMILY = ["claim", "statement", "metric"]
 """Rows whose p are adjusted together."""
@@ -71,10 +71,10 @@ def table(
 
     Returns `COLUMNS`. effect, low, high (95 %), delta and detectable (at alpha 0.05, power 0.8) are in the metric's
     unit; p is two-sided; p_adjusted and p_equivalent (of a difference of delta or more) are Holm's. target_gap, above
-    0 where the treatment learned more, is in exact match where the target has it, else in NLL; matched is "as run",
-    "interpolated" or "". mcnemar_p is the exact test, for measures of right and wrong answers as they were run.
-    With one seed low and high cover items alone. C7: effect is the bias, p that of a bias of 10 % of the KL or
-    less; C9: effect is Spearman's rho, delta and p are those of the bound (`mechanism`).
+    0 where the treatment learned more, is in target_metric: right answers, or NLL where these cannot tell
+    (`contrasts.match`); matched is "as run", "interpolated" or "". mcnemar_p is the exact test, for measures of right
+    and wrong answers as they were run. With one seed low and high cover items alone. C7: effect is the bias, p that of
+    a bias of 10 % of the KL or less; C9: effect is Spearman's rho, delta and p are those of the bound (`mechanism`).
     """
     frames = {"methods": items, "temperature": temperature, "ratio": ratio}
     asked = {claim.study for claim in claims}
@@ -160,8 +160,8 @@ def _blank(claim: Claim, measure: Measure, rival: str) -> dict:
     numbers += ["target_gap", "target_low", "target_high", "mcnemar_p"]
     return dict.fromkeys(numbers, np.nan) | {
         "claim": claim.id, "statement": claim.statement, "rival": rival, "metric": measure.metric,
-        "delta": measure.delta, "primary": measure.primary, "seeds": 0, "items": 0, "matched": "", "warning": "",
-        "test": claim.test, "unit": measure.unit, "problem": None,
+        "delta": measure.delta, "primary": measure.primary, "seeds": 0, "items": 0, "target_metric": "",
+        "matched": "", "warning": "", "test": claim.test, "unit": measure.unit, "problem": None,
     }  # fmt: skip
 
 
@@ -179,6 +179,7 @@ def _numbers(pair: Contrast, measure: Measure, scores: Scores) -> dict:
     if pair.gap is not None:
         ends = (float(pair.gap.effect), *map(float, pair.gap.interval(1 - ALPHA)))
         row |= dict(zip(("target_gap", "target_low", "target_high"), ends, strict=True))
+        row["target_metric"] = pair.metric
     if measure.metric in SHARES and not pair.interpolated:
         row["mcnemar_p"] = mcnemar(scores.of(pair.ours) - scores.of(pair.theirs))
     warnings = [f"{found.n_units} independent items, fewer than {FEW}"] * (found.n_units < FEW)
@@ -202,12 +203,8 @@ def _problem(
     if not np.isfinite([gap, effect]).all():
         return "inconclusive", "a run has no finite score: it diverged"
     if not pair.matched:
-        metric = pool.window[1]
         learns = "less" if gap > 0 else "more"
-        return (
-            "not comparable",
-            f"{pair.rival} learns {learns}: {abs(gap):.3f} in {metric} of the target",
-        )
+        return "not comparable", f"{pair.rival} learns {learns}: {abs(gap):.3f} in {pair.metric} of the target"
     return None
 
 

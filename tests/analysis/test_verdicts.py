@@ -166,8 +166,10 @@ def test_targets_match_in_answers_and_where_these_cannot_tell_in_nll(plain, over
         noisy = items["metric"] == "exact_match"
         items.loc[noisy, "value"] += np.random.default_rng(0).normal(0, 2, noisy.sum())
         row = judge(items, claim("ft")).loc["ft"]
-        assert row["target_low"] < 0 < row["target_high"] and abs(row["target_gap"]) > 0.02
+        # the gap is that of what decides; in answers the rival learned less
+        assert row["target_metric"] == "nll" and row["target_gap"] == pytest.approx(nll - 1.0)
         assert row["matched"] == matched
+    assert row["reason"] == "ft learns less: 0.060 in nll of the target"
 
 
 def test_right_answers_have_mcnemars_test_beside_them(make_items, over_seeds):
