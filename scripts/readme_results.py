@@ -25,8 +25,8 @@ JUDGED = {"tiny-claims": "tiny", "tiny-think": "tiny-think"}
 """Profiles whose verdicts are shown, and the names of their bases."""
 REAL = ("smollm2", "smollm2-stress", "smollm2-not-healed")
 """Profiles of a real language model."""
-ABLATED = "smollm2-survey"
-"""Profile of it with several temperatures and shares of replay."""
+SURVEY = "smollm2-survey"
+"""Profile of it with every method, several temperatures and shares of replay."""
 HEADLINE = ("ft", "cfs", "cf_kl")
 """Recipes in the sentence about it."""
 BESIDE = {
@@ -180,25 +180,53 @@ def beside_ft(table: pd.DataFrame) -> str:
     """Return what each recipe of the headline loses, and its paired difference from plain fine-tuning."""
     parts = []
     for name, row in table.set_index("recipe").loc[list(HEADLINE)].iterrows():
-        found = f"{plots.label(name)} {row['drop']:.3f}"
-        if name != "ft":
-            low, high, remark = row["difference_low"], row["difference_high"], ranking.remark(row)
-            found += f" ({row['difference']:+.3f} [{low:+.3f}, {high:+.3f}]{remark and f', {remark}'})"
-        parts.append(found)
+        beside = "" if name == "ft" else f" ({difference(row)})"
+        parts.append(f"{plots.label(name)} {row['drop']:.3f}{beside}")
     return ", ".join(parts)
+
+
+def difference(row: pd.Series) -> str:
+    """Return the paired difference from plain fine-tuning with its interval, and what keeps it from standing."""
+    remark = ranking.remark(row)
+    ends = f"[{row['difference_low']:+.3f}, {row['difference_high']:+.3f}]"
+    return f"{row['difference']:+.3f} {ends}{remark and f', {remark}'}"
+
+
+def methods(read: Read) -> list[str]:
+    """Return the lines of a table of every method on the real model, the smallest drop first."""
+    profile, table = load(SURVEY), read(f"figures/{SURVEY}/recipe_bars.csv")
+    beside = read(f"figures/{SURVEY}/against_ft.csv").set_index("recipe")
+    table = table.assign(label=plots.row_labels(table))[table["recipe"] != "base"]
+    lines = [
+        f"**Every method.** `{SURVEY}`: base `{profile.base}`, {profile.n_train} items of"
+        f" {plots.label(profile.target)}, {len(profile.retained)} retained tasks with up to {profile.limit} items each;"
+        f" {table['n_seeds'].max()} seeds.",
+        "",
+        "| recipe | target NLL | drop in bits per byte | verdict | beside plain fine-tuning | KL on fresh samples |",
+        "|---|---|---|---|---|---|",
+    ]
+    for _, row in table.sort_values("bpb_gold_drop").iterrows():
+        # weight averages are several rows, and their difference is that at plain fine-tuning's target score
+        paired = row["recipe"] != "ft" and pd.isna(row["alpha"])
+        cells = [
+            row["label"], f"{row['target_nll']:.3f}", between(row, "bpb_gold"), row["bpb_gold_verdict"],
+            difference(beside.loc[row["recipe"]]) if paired else "", f"{row['kl']:.3f} ± {row['kl_stderr']:.3f}",
+        ]  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
 
 
 def setting(read: Read, name: str) -> str:
     """Return at which value of a setting of the replay least is lost, and whether that is known."""
     (_, where), (asked, judged) = (
-        caption(part, read(f"figures/{ABLATED}/{part}.csv")) for part in (name, f"{name}_verdicts")
+        caption(part, read(f"figures/{SURVEY}/{part}.csv")) for part in (name, f"{name}_verdicts")
     )
     return f"{where} {asked}: {judged}"
 
 
 def spent(read: Read) -> str:
     """Return the hours that the shipped results of a real model took, by processor, and what it tuned in."""
-    shipped = [read(f"data/results/{name}/records.parquet") for name in (*REAL, ABLATED)]
+    shipped = [read(f"data/results/{name}/records.parquet") for name in (*REAL, SURVEY)]
     records = pd.DataFrame([json.loads(text) for table in shipped for text in table["record"]])
     records = records.drop_duplicates("key")  # profiles share the healed base, for one
     parts = []
@@ -243,15 +271,19 @@ def real(read: Read) -> str:
         "",
         f"One task can be most of a mean. {' '.join(most)}",
         "",
-        *verdict_rows({f"`{name}`": read(f"figures/{name}/verdicts.csv") for name in REAL}, of="profile", tested=True),
+        *methods(read),
+        "",
+        *verdict_rows(
+            {f"`{name}`": read(f"figures/{name}/verdicts.csv") for name in (*REAL, SURVEY)}, of="profile", tested=True
+        ),
         "",
         f"**Which temperature?** {setting(read, 'temperature')}",
         "",
         f"**How much replay?** {setting(read, 'ratio')}",
         "",
-        f"![Loss, target and KL against the temperature of sampling](figures/{ABLATED}/temperature.png)",
+        f"![Loss, target and KL against the temperature of sampling](figures/{SURVEY}/temperature.png)",
         "",
-        f"![Loss, target and KL against the share of replay](figures/{ABLATED}/ratio.png)",
+        f"![Loss, target and KL against the share of replay](figures/{SURVEY}/ratio.png)",
         "",
         f"Computed on two cores in {spent(read)}: the sum over all steps, of which two ran side by side at times.",
     ]
