@@ -9,7 +9,7 @@ results; a test holds them together, so no number in the README is typed by hand
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO
 
@@ -18,7 +18,7 @@ import pandas as pd
 from cfutils import paths
 from cfutils.analysis import plots, ranking, verdicts
 from cfutils.gallery.captions import caption
-from cfutils.profiles import DEFAULT, load
+from cfutils.profiles import DEFAULT, Profile, load
 
 MARKS = "<!-- {}:start -->\n", "<!-- {}:end -->\n"
 JUDGED = {"tiny-claims": "tiny", "tiny-think": "tiny-think"}
@@ -75,7 +75,7 @@ def verdict_rows(tables: dict[str, pd.DataFrame], *, of: str, tested: bool = Fal
             f"{row['delta']:.3g}", f"{row['detectable']:.3g}" if pd.notna(row["detectable"]) else "",
             f"{row['seeds']:.0f}, {row['items']:,.0f}" if row["seeds"] else "",
         ]  # fmt: skip
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append(line(cells))
     return lines
 
 
@@ -100,6 +100,24 @@ def recommendation(rankings: dict[str, pd.DataFrame]) -> str:
         f" retained answers, {' and '.join(lost)}. Of {len(order)} methods that reach that target score, these forget"
         f" less than context-free NLL beyond noise on every base: {', '.join(better) or 'none'}.**"
     )
+
+
+def line(cells: Iterable[str]) -> str:
+    """Return a row of a table."""
+    return f"| {' | '.join(cells)} |"
+
+
+def study(profile: Profile) -> str:
+    """Return what a profile of the real model tunes and scores."""
+    return (
+        f"`{profile.name}`: base `{profile.base}`, {profile.n_train:,} items of {plots.label(profile.target)},"
+        f" {len(profile.retained)} retained tasks with up to {profile.limit} items each"
+    )
+
+
+def distance(row: pd.Series) -> str:
+    """Return the KL on fresh samples with its standard error."""
+    return f"{row['kl']:.3f} ± {row['kl_stderr']:.3f}"
 
 
 def between(row: pd.Series, metric: str) -> str:
@@ -151,9 +169,9 @@ def results(read: Read) -> str:
                 between(row, "acc"),
                 row.acc_verdict,
                 between(row, "bpb_gold"),
-                f"{row.kl:.3f} ± {row.kl_stderr:.3f}",
+                distance(row),
             ]
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append(line(cells))
     lines += [
         "",
         f"Retained: the mean over {len(profile.retained)} skills, up to {profile.limit} items each. Target"
@@ -194,13 +212,11 @@ def difference(row: pd.Series) -> str:
 
 def methods(read: Read) -> list[str]:
     """Return the lines of a table of every method on the real model, the smallest drop first."""
-    profile, table = load(SURVEY), read(f"figures/{SURVEY}/recipe_bars.csv")
+    table = read(f"figures/{SURVEY}/recipe_bars.csv")
     beside = read(f"figures/{SURVEY}/against_ft.csv").set_index("recipe")
     table = table.assign(label=plots.row_labels(table))[table["recipe"] != "base"]
     lines = [
-        f"**Every method.** `{SURVEY}`: base `{profile.base}`, {profile.n_train} items of"
-        f" {plots.label(profile.target)}, {len(profile.retained)} retained tasks with up to {profile.limit} items each;"
-        f" {table['n_seeds'].max()} seeds.",
+        f"**Every method.** {study(load(SURVEY))}; {table['n_seeds'].max()} seeds.",
         "",
         "| recipe | target NLL | drop in bits per byte | verdict | beside plain fine-tuning | KL on fresh samples |",
         "|---|---|---|---|---|---|",
@@ -210,9 +226,9 @@ def methods(read: Read) -> list[str]:
         paired = row["recipe"] != "ft" and pd.isna(row["alpha"])
         cells = [
             row["label"], f"{row['target_nll']:.3f}", between(row, "bpb_gold"), row["bpb_gold_verdict"],
-            difference(beside.loc[row["recipe"]]) if paired else "", f"{row['kl']:.3f} ± {row['kl_stderr']:.3f}",
+            difference(beside.loc[row["recipe"]]) if paired else "", distance(row),
         ]  # fmt: skip
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append(line(cells))
     return lines
 
 
@@ -243,10 +259,7 @@ def real(read: Read) -> str:
         table = read(f"figures/{profile.name}/recipe_bars.csv")
         base, tuned = table[table["recipe"] == "base"].iloc[0], table[table["recipe"] != "base"]
         lost.append(f"`{profile.name}`: {beside_ft(read(f'figures/{profile.name}/against_ft.csv'))}")
-        about.append(
-            f"`{profile.name}`: base `{profile.base}`, {profile.n_train:,} items of {plots.label(profile.target)},"
-            f" {len(profile.retained)} retained tasks with up to {profile.limit} items each."
-        )
+        about.append(f"{study(profile)}.")
         most.append(f"`{profile.name}`: {one_task(read(f'figures/{profile.name}/drop_heatmap_bpb_gold.csv'))}.")
         scores = f"{base['target_nll']:.3f}", f"{base['acc']:.3f}"
         rows.append([f"`{profile.name}`", "Base", "", *scores, *[""] * 4, "0"])
@@ -254,7 +267,7 @@ def real(read: Read) -> str:
             rows.append([
                 f"`{profile.name}`", name, f"{row['n_seeds']}", f"{row['target_nll']:.3f}", f"{row['acc']:.3f}",
                 between(row, "acc"), row["acc_verdict"], between(row, "bpb_gold"), row["bpb_gold_verdict"],
-                f"{row['kl']:.3f} ± {row['kl_stderr']:.3f}",
+                distance(row),
             ])  # fmt: skip
     lines = [
         f"**What SmolLM2-135M loses of its retained answers, in bits per byte. {'. '.join(lost)}. In parentheses the"
@@ -267,7 +280,7 @@ def real(read: Read) -> str:
         "| profile | recipe | seeds | target NLL | retained right | drop | verdict | drop in bits per byte | verdict |"
         " KL on fresh samples |",
         "|---|---|---|---|---|---|---|---|---|---|",
-        *("| " + " | ".join(cells) + " |" for cells in rows),
+        *map(line, rows),
         "",
         f"One task can be most of a mean. {' '.join(most)}",
         "",

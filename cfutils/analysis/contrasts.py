@@ -136,8 +136,7 @@ def match(pool: Pool, mix: np.ndarray) -> tuple[Crossed | None, str | None, bool
     gap = scores.estimate(mix)
     low, high = gap.interval()
     unclear = abs(gap.effect) > WINDOWS[metric] and low <= 0 <= high
-    place = Measure(POSITION, group="target", delta=WINDOWS[POSITION], unit="")
-    if unclear and metric != POSITION and (nll := pool.scores(place)):
+    if unclear and metric != POSITION and (nll := pool.on_target(POSITION)):
         gap, metric = nll.estimate(mix), POSITION
     return gap, metric, bool(abs(gap.effect) <= WINDOWS[metric])
 

@@ -170,19 +170,20 @@ class Pool:
             )
         return value[self.runs["run"].tolist()]
 
+    def on_target(self, metric: str) -> Scores | None:
+        """Scores of all runs on the target, by a metric of `claims.WINDOWS`; None if there are none."""
+        return self.scores(Measure(metric, group="target", delta=WINDOWS[metric], unit=""))
+
     @cached_property
     def window(self) -> tuple[Scores, str] | None:
         """Scores by which targets are matched, and their metric; None without target scores."""
         for metric in WINDOWS:
-            if found := self.scores(
-                Measure(metric, group="target", delta=WINDOWS[metric], unit="")
-            ):
+            if found := self.on_target(metric):
                 return found, metric
         return None
 
     @cached_property
     def target(self) -> np.ndarray:
         """Place of every run (runs,) on a frontier: its target NLL, or what there is."""
-        place = Measure(POSITION, group="target", delta=WINDOWS[POSITION], unit="")
-        found = self.scores(place) or (self.window and self.window[0])
+        found = self.on_target(POSITION) or (self.window and self.window[0])
         return found.means() if found else np.full(len(self.runs), np.nan)
