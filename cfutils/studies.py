@@ -10,7 +10,7 @@ import pandas as pd
 
 from cfutils import recipes
 from cfutils.analysis import forgetting, recommend, selection
-from cfutils.analysis.contrasts import PLAIN
+from cfutils.analysis.claims import PLAIN
 from cfutils.errors import UserError
 from cfutils.pipeline import pruning
 from cfutils.pipeline.pruning import Pruner

@@ -21,8 +21,12 @@ from cfutils.errors import invalid_value
 ALPHA = 0.05
 """Level of every test; intervals have the level 1 - alpha."""
 WINDOWS = {"exact_match": 0.02, "acc": 0.02, "nll": 0.05}
-"""Target scores count as matched within this window: by exact match where the target has answers, at the size that
-matters in any share of right answers; else by NLL, 0.05 nats per token, a change of 5 % in perplexity."""
+"""Target scores count as matched within this window: by right answers where plain fine-tuning raises them
+(`Pool.window`), at the size that matters in any share of right answers; else by NLL, 0.05 nats per token, a change of
+5 % in perplexity."""
+PLAIN = "ft"
+"""Recipe of plain fine-tuning. It must have forgotten, or there is nothing to mitigate, and what it learns tells by
+which score targets are matched."""
 POSITION = "nll"
 """Target metric along which frontiers are interpolated: shares of right answers stop at 1, where points pile up."""
 

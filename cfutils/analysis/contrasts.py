@@ -8,14 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from cfutils.analysis import frontier
-from cfutils.analysis.claims import POSITION, WINDOWS, Claim, Measure
+from cfutils.analysis.claims import PLAIN, POSITION, WINDOWS, Claim, Measure
 from cfutils.analysis.crossed import Crossed
 from cfutils.analysis.forgetting import SETTINGS
 from cfutils.analysis.paired import Line, Pool
 from cfutils.errors import UserError
 
-PLAIN = "ft"
-"""Recipe that must have forgotten, or there is nothing to mitigate."""
 Problem = tuple[str, str]
 """Verdict and reason of a comparison that cannot be made."""
 
@@ -127,8 +125,8 @@ def _contrast(
 def match(pool: Pool, mix: np.ndarray) -> tuple[Crossed | None, str | None, bool]:
     """The gap of target scores, the metric that it is in, and whether they are alike.
 
-    They are if the gap is within the window (`claims.WINDOWS`). If it is not but its interval holds zero, the answers
-    are too few to tell, and NLL decides, which is far more precise.
+    They are if the gap is within the window (`claims.WINDOWS`) in the metric of `Pool.window`. If it is not but its
+    interval holds zero, right answers are too few to tell, and NLL decides, which is far more precise.
     """
     if pool.window is None:
         return None, None, False

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from cfutils.analysis import bootstrap, crossed
-from cfutils.analysis.claims import POSITION, WINDOWS, Measure
+from cfutils.analysis.claims import PLAIN, POSITION, WINDOWS, Measure
 from cfutils.analysis.forgetting import LOWER_IS_BETTER, RUN, SETTINGS, once
 from cfutils.errors import UserError
 
@@ -176,11 +176,24 @@ class Pool:
 
     @cached_property
     def window(self) -> tuple[Scores, str] | None:
-        """Scores by which targets are matched, and their metric; None without target scores."""
-        for metric in WINDOWS:
-            if found := self.on_target(metric):
-                return found, metric
-        return None
+        """Scores by which targets are matched, and their metric; None without target scores.
+
+        Right answers count if plain fine-tuning, the mean of its points, gives more than the base beyond noise. Where
+        it does not, they stay at chance: alike in two runs whatever these have learned, so that NLL tells them apart.
+        """
+        found = {metric: scores for metric in WINDOWS if (scores := self.on_target(metric))}
+        if not found:
+            return None
+        metric = next((m for m, scores in found.items() if self._learned(scores)), list(found)[-1])
+        return found[metric], metric
+
+    def _learned(self, scores: Scores) -> bool:
+        """Whether plain fine-tuning is above the base beyond noise; taken for granted where either is missing."""
+        plain = self.line(PLAIN)
+        if self.base is None or plain is None:
+            return True
+        mix = self.only(plain.runs.T).mean(axis=1) - self.only(self.base, len(plain.seeds))
+        return bool(scores.estimate(mix).interval()[0] > 0)
 
     @cached_property
     def target(self) -> np.ndarray:

@@ -67,9 +67,13 @@ def treatment(table: pd.DataFrame) -> str:
 
 
 def remark(row: Mapping) -> str:
-    """Return what keeps the difference in a row of `at_one_target` from standing, in words; "" where it stands."""
+    """Return what keeps the difference in a row of `at_one_target` from standing, in words; "" where it stands.
+
+    It stands at unequal target scores too, if one of the two is better at both: it retains more and learns more.
+    """
     if row["reach"] != "same":
-        return f"{row['reach']}: not comparable"
+        beaten = (row["reach"] == "learns less") == (row["difference"] > 0) and row["p_adjusted"] < ALPHA
+        return row["reach"] if beaten else f"{row['reach']}: not comparable"
     if pd.isna(row["p_adjusted"]):
         return "one seed"
     return "" if row["p_adjusted"] < ALPHA else "within noise"

@@ -11,8 +11,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from cfutils.analysis.claims import ALPHA, BITS, KL, WINDOWS, Measure
-from cfutils.analysis.contrasts import PLAIN, match
+from cfutils.analysis.claims import ALPHA, BITS, KL, PLAIN, WINDOWS, Measure
+from cfutils.analysis.contrasts import match
 from cfutils.analysis.forgetting import SETTINGS
 from cfutils.analysis.paired import Pool
 from cfutils.errors import UserError

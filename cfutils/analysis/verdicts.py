@@ -8,14 +8,15 @@ minus the rival's, so that the base cancels. Above 0 the treatment retains more.
 Checks, in this order; the first that applies is the verdict:
 
 1. not testable: a recipe or a score is missing; one seed; plain fine-tuning did not forget (`contrasts.premise`).
-2. not comparable: target scores differ (`contrasts.match`), and the rival's frontier does not reach the treatment's.
-3. inconclusive: a run has no finite score.
+2. inconclusive: a run has no finite score.
+3. not comparable: target scores differ (`contrasts.match`), the rival's frontier does not reach the treatment's, and
+   neither is shown to be better at both: to retain more and to learn more.
 4. equivalent: two one-sided tests put the difference within +-delta (Schuirmann 1987). A difference that is there but
    too small to matter is equivalent, not supported.
 5. supported, contradicted: the two-sided test finds a difference, in the direction claimed or against it.
 6. inconclusive: neither is shown. `detectable` and `seeds_needed` say what it would take.
 
-4 and 5 take p adjusted by Holm over the rivals of one claim and measure. Pairs by item and the paired question follow
+3 to 5 take p adjusted by Holm over the rivals of one claim and measure. Pairs by item and the paired question follow
 Miller (arXiv 2411.00640), warnings below 300 independent items Bowyer et al. (arXiv 2503.01747).
 """
 
@@ -190,7 +191,7 @@ def _numbers(pair: Contrast, measure: Measure, scores: Scores) -> dict:
 def _problem(
     pool: Pool, pair: Contrast, measure: Measure, tasks: Sequence[str], effect: float
 ) -> Problem | None:
-    """The first of the checks 1 to 3 that applies."""
+    """The first of the checks that no test is needed for."""
     if pair.problem:
         return pair.problem
     if len(pair.seeds) == 1:
@@ -202,14 +203,11 @@ def _problem(
     gap = float(pair.gap.effect)
     if not np.isfinite([gap, effect]).all():
         return "inconclusive", "a run has no finite score: it diverged"
-    if not pair.matched:
-        learns = "less" if gap > 0 else "more"
-        return "not comparable", f"{pair.rival} learns {learns}: {abs(gap):.3f} in {pair.metric} of the target"
     return None
 
 
 def decide(row: dict) -> Problem:
-    """Verdict and reason from adjusted p: the checks 3 to 6."""
+    """Verdict and reason from adjusted p: the checks 3 to 6, and those of C7 and C9."""
     effect, delta, unit = row["effect"], row["delta"], row["unit"]
     if not np.isfinite([effect, row["p_adjusted"]]).all():
         return "inconclusive", "there is no interval"
@@ -223,6 +221,13 @@ def decide(row: dict) -> Problem:
     if row["test"] == "unbiased":
         verdict = "supported" if within else "contradicted" if differs else "inconclusive"
         return verdict, f"bias {effect:+.3g} {unit}; {delta:.3g} would matter"
+    if not row["matched"]:
+        gap, more = row["target_gap"], "less" if row["target_gap"] > 0 else "more"
+        learns = f"learns {more}: {abs(gap):.3f} in {row['target_metric']} of the target"
+        if not (differs and gap * effect > 0):
+            return "not comparable", f"{row['rival']} {learns}"
+        verdict = "supported" if gap > 0 or row["test"] == "differs" else "contradicted"
+        return verdict, f"{row['rival']} retains {more}, by {abs(effect):.3f} {unit}, and {learns}"
     if within:
         return "equivalent", f"the difference is within {delta:g} {unit}"
     if differs:

@@ -40,12 +40,16 @@ def test_what_lacks_the_treatment_is_refused(items):
 
 
 @pytest.mark.parametrize(
-    ("reach", "p", "words"),
-    [("same", 0.04, ""), ("same", 0.06, "within noise"), ("same", float("nan"), "one seed"),
-     ("learns less", 0.01, "learns less: not comparable")],
+    ("reach", "difference", "p", "words"),
+    [("same", 1, 0.04, ""), ("same", 1, 0.06, "within noise"), ("same", 1, float("nan"), "one seed"),
+     ("learns less", -1, 0.01, "learns less: not comparable"), ("learns more", 1, 0.01, "learns more: not comparable"),
+     # worse, or better, at both
+     ("learns less", 1, 0.01, "learns less"), ("learns more", -1, 0.01, "learns more"),
+     ("learns less", 1, 0.06, "learns less: not comparable"),
+     ("learns less", 1, float("nan"), "learns less: not comparable")],
 )  # fmt: skip
-def test_what_keeps_a_difference_from_standing(reach, p, words):
-    assert ranking.remark({"reach": reach, "p_adjusted": p}) == words
+def test_what_keeps_a_difference_from_standing(reach, difference, p, words):
+    assert ranking.remark({"reach": reach, "difference": difference, "p_adjusted": p}) == words
 
 
 def test_a_figure_of_one_seed_says_so(make_items, over_seeds):

@@ -108,7 +108,7 @@ def _against(row: dict, compared: str) -> str:
     if row["recipe"] == compared:
         return "compared with the others"
     words = remark(row)
-    if row["reach"] != "same":
+    if words.endswith("not comparable"):
         return words
     return f"{row['difference']:+.3f}" + (f", {words}" if words else "")
 
