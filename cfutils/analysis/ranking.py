@@ -69,14 +69,13 @@ def treatment(table: pd.DataFrame) -> str:
 def remark(row: Mapping) -> str:
     """Return what keeps the difference in a row of `at_one_target` from standing, in words; "" where it stands.
 
-    It stands at unequal target scores too, if one of the two is better at both: it retains more and learns more.
+    At unequal target scores two recipes can be compared if one is better at both: it retains more and learns more.
     """
-    if row["reach"] != "same":
-        beaten = (row["reach"] == "learns less") == (row["difference"] > 0) and row["p_adjusted"] < ALPHA
-        return row["reach"] if beaten else f"{row['reach']}: not comparable"
-    if pd.isna(row["p_adjusted"]):
-        return "one seed"
-    return "" if row["p_adjusted"] < ALPHA else "within noise"
+    reach = "" if row["reach"] == "same" else row["reach"]
+    if reach and (reach == "learns less") != (row["difference"] > 0):
+        return f"{reach}: not comparable"
+    noise = "one seed" if pd.isna(row["p_adjusted"]) else "" if row["p_adjusted"] < ALPHA else "within noise"
+    return ", ".join(filter(None, (reach, noise)))
 
 
 def _ends(name: str, found: Crossed, low: str, high: str) -> dict[str, float]:

@@ -10,13 +10,13 @@ Checks, in this order; the first that applies is the verdict:
 1. not testable: a recipe or a score is missing; one seed; plain fine-tuning did not forget (`contrasts.premise`).
 2. inconclusive: a run has no finite score.
 3. not comparable: target scores differ (`contrasts.match`), the rival's frontier does not reach the treatment's, and
-   neither is shown to be better at both: to retain more and to learn more.
+   what retains more has learned less. What retains more and learns more is better, if 5 finds the difference.
 4. equivalent: two one-sided tests put the difference within +-delta (Schuirmann 1987). A difference that is there but
    too small to matter is equivalent, not supported.
 5. supported, contradicted: the two-sided test finds a difference, in the direction claimed or against it.
 6. inconclusive: neither is shown. `detectable` and `seeds_needed` say what it would take.
 
-3 to 5 take p adjusted by Holm over the rivals of one claim and measure. Pairs by item and the paired question follow
+4 and 5 take p adjusted by Holm over the rivals of one claim and measure. Pairs by item and the paired question follow
 Miller (arXiv 2411.00640), warnings below 300 independent items Bowyer et al. (arXiv 2503.01747).
 """
 
@@ -224,8 +224,10 @@ def decide(row: dict) -> Problem:
     if not row["matched"]:
         gap, more = row["target_gap"], "less" if row["target_gap"] > 0 else "more"
         learns = f"learns {more}: {abs(gap):.3f} in {row['target_metric']} of the target"
-        if not (differs and gap * effect > 0):
+        if gap * effect <= 0:
             return "not comparable", f"{row['rival']} {learns}"
+        if not differs:
+            return "inconclusive", f"{row['rival']} {learns}; that it retains {more} is not shown"
         verdict = "supported" if gap > 0 or row["test"] == "differs" else "contradicted"
         return verdict, f"{row['rival']} retains {more}, by {abs(effect):.3f} {unit}, and {learns}"
     if within:
