@@ -23,7 +23,7 @@ from cfutils.profiles import DEFAULT, Profile, load
 MARKS = "<!-- {}:start -->\n", "<!-- {}:end -->\n"
 JUDGED = {"tiny-claims": "tiny", "tiny-think": "tiny-think"}
 """Profiles whose verdicts are shown, and the names of their bases."""
-REAL = ("smollm2", "smollm2-stress", "smollm2-not-healed")
+REAL = ("smollm2", "smollm2-stress", "smollm2-gsm8k", "smollm2-not-healed")
 """Profiles of a real language model."""
 SURVEY = "smollm2-survey"
 """Profile of it with every method, several temperatures and shares of replay."""

@@ -73,7 +73,7 @@ def test_every_figure_of_the_suite_has_a_caption_of_its_own():
     named = {figure for notebook in notebooks() for figure in notebook.figures}
     assert named <= set(CAPTIONS)
     for folder in ("tiny", "tiny-claims", "tiny-think", "smollm2", "smollm2-stress", "smollm2-survey",
-                   "smollm2-not-healed", "own"):
+                   "smollm2-gsm8k", "smollm2-not-healed", "own"):
         for path in sorted((paths.root() / "figures" / folder).glob("*.csv")):
             assert not caption(path.stem, pd.read_csv(path))[1].startswith("Drawn from"), path
 
