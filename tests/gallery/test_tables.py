@@ -29,7 +29,7 @@ def test_a_ranking_says_what_is_noise_and_what_is_not_comparable(folder):
         ("l2", 0.25, 0.2, 0.3, -0.5, -0.6, -0.4, 0.0004, "same"),
         ("cfs", 0.75, 0.7, 0.8, np.nan, np.nan, np.nan, np.nan, "same"),
         ("lora", 1, 0.5, 1.5, 0.25, -0.5, 1, 0.4, "same"),
-        ("stm", 2, 1, 3, 1, 0, 2, 0.01, "learns less"),
+        ("stm", 2, 1, 3, 1, 0, 2, 0.01, "learns more"),
     ]
     differences = ["difference", "difference_low", "difference_high"]
     columns = ["recipe", "drop", "low", "high", *differences, "p_adjusted", "reach"]
@@ -38,7 +38,7 @@ def test_a_ranking_says_what_is_noise_and_what_is_not_comparable(folder):
         ["L2 to base", "+0.250 [+0.200, +0.300]", "−0.500 [−0.600, −0.400]", "< 0.001", ""],
         ["Context-free NLL", "+0.750 [+0.700, +0.800]", "", "", ""],
         ["LoRA", "+1.000 [+0.500, +1.500]", "+0.250 [−0.500, +1.000]", "0.400", "within noise"],
-        ["STM", "+2.000 [+1.000, +3.000]", "+1.000 [+0.000, +2.000]", "0.010", "learns less: not comparable"],
+        ["STM", "+2.000 [+1.000, +3.000]", "+1.000 [+0.000, +2.000]", "0.010", "learns more: not comparable"],
     ]
     assert table.rows[0][1].value == 0.25, "what the column is sorted by"
 
