@@ -66,14 +66,16 @@ def treatment(table: pd.DataFrame) -> str:
     return table.loc[table["difference"].isna(), "recipe"].iloc[0]
 
 
-def remark(row: Mapping) -> str:
-    """Return what keeps the difference in a row of `at_one_target` from standing, in words; "" where it stands.
+def comparable(row: Mapping) -> bool:
+    """Whether the difference in a row of `at_one_target` can be read: at one target score, or one is better at both."""
+    return row["reach"] == "same" or (row["reach"] == "learns less") == (row["difference"] > 0)
 
-    At unequal target scores two recipes can be compared if one is better at both: it retains more and learns more.
-    """
+
+def remark(row: Mapping) -> str:
+    """Return what keeps the difference in a row of `at_one_target` from standing, in words; "" where it stands."""
+    if not comparable(row):
+        return f"{row['reach']}: not comparable"
     reach = "" if row["reach"] == "same" else row["reach"]
-    if reach and (reach == "learns less") != (row["difference"] > 0):
-        return f"{reach}: not comparable"
     noise = "one seed" if pd.isna(row["p_adjusted"]) else "" if row["p_adjusted"] < ALPHA else "within noise"
     return ", ".join(filter(None, (reach, noise)))
 

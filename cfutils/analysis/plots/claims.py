@@ -26,7 +26,7 @@ from cfutils.analysis.plots.style import (
     wide_range,
     with_unit,
 )
-from cfutils.analysis.ranking import remark, treatment
+from cfutils.analysis.ranking import comparable, remark, treatment
 
 WORDS = {
     "supported": "#00734E", "contradicted": "#B03A00", "equivalent": "#00558A", "inconclusive": "#555555",
@@ -108,7 +108,7 @@ def _against(row: dict, compared: str) -> str:
     if row["recipe"] == compared:
         return "compared with the others"
     words = remark(row)
-    if words.endswith("not comparable"):
+    if not comparable(row):
         return words
     return f"{row['difference']:+.3f}" + (f", {words}" if words else "")
 
