@@ -90,10 +90,6 @@ class Crossed:
         """
         return np.maximum(self._tail(delta + self.effect), self._tail(delta - self.effect))
 
-    def p_beyond(self, delta: float) -> np.ndarray:
-        """Two-sided p of a difference of `delta` or less: below alpha where the interval lies outside."""
-        return np.minimum(1.0, 2 * self._tail(np.abs(self.effect) - delta))
-
     def _tail(self, distance: np.ndarray) -> np.ndarray:
         """One-sided p at a distance from the hypothesis; without spread 0 beyond it and 1/2 on it."""
         with np.errstate(divide="ignore", invalid="ignore"):

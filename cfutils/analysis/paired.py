@@ -49,11 +49,9 @@ class Scores:
     weight: np.ndarray
     """(items,)."""
     task: np.ndarray
-    """(items,): integers, places in `names`."""
+    """(items,): integers."""
     cluster: np.ndarray
     """(items,): integers."""
-    names: tuple[str, ...]
-    """The tasks."""
     sign: float
     """-1 where lower is better."""
 
@@ -70,19 +68,8 @@ class Scores:
 
     def means(self) -> np.ndarray:
         """Weighted mean of every run (runs,), every task alike."""
-        own = [self.value[:, self.task == t] @ w / w.sum() for t, w in enumerate(self._weights())]
-        return np.mean(own, axis=0)
-
-    def _weights(self) -> list[np.ndarray]:
-        return [self.weight[self.task == t] for t in range(len(self.names))]
-
-    def only(self, task: str) -> Scores:
-        """The items of one task."""
-        own = self.task == self.names.index(task)
-        zero = np.zeros(own.sum(), int)
-        return Scores(
-            self.value[:, own], self.weight[own], zero, self.cluster[own], (task,), self.sign
-        )
+        own = [self.task == t for t in np.unique(self.task)]
+        return np.mean([self.value[:, o] @ self.weight[o] / self.weight[o].sum() for o in own], axis=0)
 
 
 class Pool:
@@ -139,7 +126,7 @@ class Pool:
             where &= self.items["task"] == measure.task
         if tasks:
             where &= self.items["task"].isin(tasks)
-        values, weights, codes, clusters, names = [], [], [], [], []
+        values, weights, codes, clusters = [], [], [], []
         for name, cell in self.items[where].groupby("task", sort=False):
             place = (measure.group, name, measure.metric)
             value, weight = bootstrap.matrices(cell, place)
@@ -149,16 +136,15 @@ class Pool:
                 cluster = cell.drop_duplicates("item").set_index("item")["cluster"][value.index]
             values.append(value.to_numpy(float).T)
             weights.append(weight)
-            codes.append(np.full(len(value), len(names)))
+            codes.append(np.full(len(value), len(codes)))
             code = pd.factorize(cluster)[0]
             alone = code < 0  # an item without a cluster is its own
             code[alone] = code.max() + 1 + np.arange(alone.sum())
             clusters.append(code)
-            names.append(name)
-        if not names:
+        if not codes:
             return None
         arrays = [np.concatenate(part, axis=-1) for part in (values, weights, codes, clusters)]
-        return Scores(*arrays, tuple(names), -1.0 if measure.metric in LOWER_IS_BETTER else 1.0)
+        return Scores(*arrays, -1.0 if measure.metric in LOWER_IS_BETTER else 1.0)
 
     def _with_base(self, value: pd.DataFrame, measure: Measure, where: tuple) -> pd.DataFrame:
         """Columns in the order of the runs; KL(base || base) is 0, whether or not it was written down."""

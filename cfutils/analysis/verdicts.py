@@ -30,10 +30,10 @@ import pandas as pd
 
 from cfutils.analysis import contrasts, mechanism
 from cfutils.analysis.bootstrap import SHARES
-from cfutils.analysis.claims import ALPHA, BITS, CLAIMS, Claim, Measure
+from cfutils.analysis.claims import ALPHA, CLAIMS, Claim, Measure
 from cfutils.analysis.contrasts import Contrast, Problem
 from cfutils.analysis.paired import Pool, Scores
-from cfutils.analysis.significance import benjamini_hochberg, holm, mcnemar
+from cfutils.analysis.significance import holm, mcnemar
 from cfutils.errors import invalid_value
 
 FEW = 300
@@ -320,49 +320,3 @@ def _whole(part: pd.DataFrame, family: str) -> tuple[str, pd.Series]:
     if each.all():
         return "supported", row
     return (words.pop() if len(words) == 1 else "inconclusive"), row
-
-
-def explore(
-    items: pd.DataFrame,
-    *,
-    treatment: str = "cfs",
-    rivals: Sequence[str] | None = None,
-    measure: Measure = BITS,
-) -> pd.DataFrame:
-    """Map of differences by task, to form hypotheses with: exploratory, no verdicts.
-
-    p_adjusted is Benjamini and Hochberg's over all rows: of those below 0.05, one in twenty is expected to be false.
-    Rivals are at the treatment's target score, as in `table`; those that cannot be compared have matched False.
-
-    Returns columns: rival, task, metric, effect, low, high, p, p_adjusted, seeds, items, matched, exploratory.
-    """
-    pool = Pool(items)
-    scores = pool.scores(measure)
-    rows = []
-    for rival in rivals or [name for name in pool.recipes if name != treatment]:
-        pair = contrasts.against(pool, treatment, rival)
-        if pair.problem or scores is None:
-            continue
-        for task in scores.names:
-            found = scores.only(task).estimate(pair.ours - pair.theirs)
-            low, high = found.interval(1 - ALPHA)
-            rows.append(
-                {"rival": rival, "task": task, "metric": measure.metric, "effect": float(found.effect),
-                 "low": float(low), "high": float(high), "p": float(found.p()) if found.n_seeds > 1 else np.nan,
-                 "seeds": found.n_seeds, "items": found.n_items, "matched": pair.matched, "exploratory": True}
-            )  # fmt: skip
-    columns = [
-        "rival",
-        "task",
-        "metric",
-        "effect",
-        "low",
-        "high",
-        "p",
-        "p_adjusted",
-        "seeds",
-        "items",
-        "matched",
-    ]
-    out = pd.DataFrame(rows).reindex(columns=[*columns, "exploratory"])
-    return out.assign(p_adjusted=benjamini_hochberg(out["p"]))

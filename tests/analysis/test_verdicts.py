@@ -320,22 +320,6 @@ def test_frames_of_before_recipes_had_a_strength_and_of_two_studies(plain):
     pd.testing.assert_frame_equal(old, judge(pd.concat([items, items]), claim("ft")))
 
 
-def test_maps_by_task_are_marked_exploratory(plain, over_seeds):
-    items = plain(*over_seeds("l2", bits=1.5, nll=1.2))
-    other = items[items["group"] == "retained"].assign(task="piqa", value=1.0)
-    out = verdicts.explore(pd.concat([items, other]))
-    assert out[["rival", "task"]].to_numpy().tolist() == [
-        ["ft", "arc"],
-        ["ft", "piqa"],
-        ["l2", "arc"],
-        ["l2", "piqa"],
-    ]
-    assert out["exploratory"].all() and out["matched"].tolist() == [True, True, False, False]
-    assert out["effect"].tolist() == pytest.approx([0.5, 0, 0, 0])
-    assert (out["p_adjusted"] >= out["p"]).all()
-    assert verdicts.explore(items, rivals=["stm"]).empty
-
-
 # ---- simulation with known truth
 
 SD = 0.02
