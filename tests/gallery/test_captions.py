@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from cfutils import paths
+from cfutils import paths, profiles
 from cfutils.gallery import figures
 from cfutils.gallery.captions import CAPTIONS, caption
 from cfutils.runner.notebook import notebooks
@@ -72,10 +72,10 @@ def test_every_figure_of_the_suite_has_a_caption_of_its_own():
     """Of those that ship also a sentence from their data, not the one for any table."""
     named = {figure for notebook in notebooks() for figure in notebook.figures}
     assert named <= set(CAPTIONS)
-    for folder in ("tiny", "tiny-claims", "tiny-think", "smollm2", "smollm2-stress", "smollm2-survey",
-                   "smollm2-gsm8k", "smollm2-not-healed", "own"):
-        for path in sorted((paths.root() / "figures" / folder).glob("*.csv")):
-            assert not caption(path.stem, pd.read_csv(path))[1].startswith("Drawn from"), path
+    drawn = [path for name in profiles.names() for path in (paths.root() / "figures" / name).glob("*.csv")]
+    assert drawn
+    for path in drawn:
+        assert not caption(path.stem, pd.read_csv(path))[1].startswith("Drawn from"), path
 
 
 def test_figures_stand_under_the_notebook_that_draws_them():
