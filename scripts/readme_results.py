@@ -40,7 +40,7 @@ Read = Callable[[str], pd.DataFrame]
 
 
 def claims(read: Read) -> str:
-    """Return the recommendation, the main figure, and one row per claim and base, as Markdown."""
+    """Return what is lost, the recommendation, the main figure, and one row per claim and base, as Markdown."""
     rankings = {name: read(f"figures/{name}/ranking.csv") for name in JUDGED}
     lines = [
         headline(rankings, read(f"figures/{REAL[0]}/against_ft.csv")),
@@ -86,15 +86,17 @@ def headline(rankings: dict[str, pd.DataFrame], real: pd.DataFrame) -> str:
     """Return what plain fine-tuning and the two forms of context-free replay lose, on our base and on a real model."""
     name = next(iter(rankings))
     drops = rankings[name].set_index("recipe")
-    own = ", ".join(
-        f"{plots.label(r)} {row['drop']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
-        for r, row in drops.loc[list(HEADLINE)].iterrows()
-    )
+    own = ", ".join(f"{plots.label(recipe)} {loss(row)}" for recipe, row in drops.loc[list(HEADLINE)].iterrows())
     return (
         "**What is lost of the retained answers, in bits per byte, at one target score unless stated. Our base"
         f" `{JUDGED[name]}`: {own}. SmolLM2-135M tuned on {plots.label(load(REAL[0]).target)}: {beside_ft(real)};"
         " in parentheses the difference from plain fine-tuning. Brackets are 95 % intervals over seeds and items.**"
     )
+
+
+def loss(row: pd.Series) -> str:
+    """Return the drop in a row of a ranking, with its interval."""
+    return f"{row['drop']:z.2f} [{row['low']:z.2f}, {row['high']:z.2f}]"
 
 
 def recommendation(rankings: dict[str, pd.DataFrame]) -> str:
@@ -110,9 +112,8 @@ def recommendation(rankings: dict[str, pd.DataFrame]) -> str:
     best = order[0]
     lost = []
     for base, t in tables.items():
-        row = t.loc[best]
         others = "; ".join(f"{text} {t.loc[name, 'drop']:z.2f}" for name, text in BESIDE.items() if name != best)
-        lost.append(f"{row['drop']:z.2f} [{row['low']:z.2f}, {row['high']:z.2f}] on `{base}` ({others})")
+        lost.append(f"{loss(t.loc[best])} on `{base}` ({others})")
     return (
         f"**On our own bases we recommend {plots.label(best)}. At the target score of context-free NLL it loses, in"
         f" bits per byte of the retained answers, {' and '.join(lost)}. Of {len(order)} methods that reach that target"
